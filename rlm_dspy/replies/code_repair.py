@@ -53,6 +53,7 @@ def repaired(code: str) -> str:
         _with_plain_spaces,
         _with_plain_characters,
         _with_half_width,
+        _with_line_ends,
         html.unescape,
     ):
         candidate = textwrap.dedent(step(code)).strip("\n")
@@ -116,6 +117,11 @@ def _with_plain_spaces(text: str) -> str:
 
 def _with_plain_characters(text: str) -> str:
     return text.translate(_CHARACTERS)
+
+
+def _with_line_ends(text: str) -> str:
+    """Return code that was escaped twice, as in JSON in JSON, with its line ends."""
+    return text if "\n" in text.strip() else text.replace("\\n", "\n").replace('\\"', '"')
 
 
 def _with_half_width(text: str) -> str:

@@ -30,7 +30,7 @@ from rlm_dspy.replies.tool_calls import code_of_object, read_json, split_tool_ca
 _MAX_UNFENCED_LINES = 200
 _BYTE_ORDER_MARK = re.compile(r"^\ufeff+", re.MULTILINE)
 _JSON = json.JSONDecoder(strict=False)
-_OBJECT = re.compile(r"^\{", re.MULTILINE)
+_OBJECT = re.compile(r"(?:^|(?<=\}; )|(?<=\};))\{", re.MULTILINE)
 _MAX_OBJECTS = 20
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt", "plaintext", "code", "exec", "execute", "run", "cell", "jupyter"}
@@ -40,9 +40,14 @@ _LOOSE_MARK = re.compile(
 )
 _TICKED = re.compile(r"^(?:\*\*)?`(?P<code>[^`\n]+)`(?:\*\*)?[ \t]*$", re.MULTILINE)
 """A line that is all code in a sentence's form."""
+_ENVELOPE = re.compile(
+    r"\A<(?P<tag>answer|response|solution|output)>\s*(?P<inside>.*?)\s*(?:</(?P=tag)>\s*)?\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+"""What stands around a reply of Hunyuan, Granite and Marco-o1."""
 _LAST_TOKENS = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|eot|eom|end|return|endoftext|end_of_text|end_of_turn|eos|user|observation"
-    r"|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<end_of_turn>|<turn\|>|\[\|endofturn\|\]|<\uff5cend\u2581of\u2581sentence\uff5c>))+\Z"
+    r"|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<sep>|<end_of_turn>|<turn\|>|\[\|endofturn\|\]|<\uff5cend\u2581of\u2581sentence\uff5c>))+\Z"
 )
 _FIRST_TOKENS = re.compile(
     r"\A(?:\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|<\|assistant\|>|<\uff5cAssistant\uff5c>"
@@ -222,17 +227,21 @@ def _read_object(text: str) -> Reply | None:
     return Reply(reasoning="", code=called) if called else None
 
 
-def _read_object_among_words(text: str) -> Reply | None:
-    """Read the code of the first JSON object that begins a line and holds some."""
+def _read_objects_among_words(text: str) -> Reply | None:
+    """Read the JSON objects that begin a line, or stand behind another one, and hold code."""
+    codes, words, at = list[str](), list[str](), 0
     for found in islice(_OBJECT.finditer(text), _MAX_OBJECTS):
         try:
-            _, end = _JSON.raw_decode(text, found.start())
+            _, end = _JSON.raw_decode(text, found.start()) if found.start() >= at else (None, 0)
         except (ValueError, RecursionError):
             continue
-        inner, words = _read_object(text[found.start() : end]), text[: found.start()] + text[end:]
+        inner = _read_object(text[found.start() : end])
         if inner and (tree := parse(inner.code)) is not None and does_something(tree):
-            return replace(inner, reasoning="\n".join(filter(None, (_without_marks(words), inner.reasoning))))
-    return None
+            words += [text[at : found.start()].strip("; \n"), inner.reasoning]
+            codes.append(inner.code)
+            at = end
+    words.append(text[at:].strip())
+    return Reply("\n".join(filter(None, words)), **join_blocks(codes)._asdict()) if codes else None
 
 
 def _unfenced(code: str) -> str:
@@ -260,10 +269,11 @@ def _read_unfenced(text: str) -> Reply:
     if typed := without_prompts(text):
         return Reply(reasoning="", code=typed)
     words = _without_marks(text)
-    for form in dict.fromkeys((words, _TICKED.sub(r"\g<code>", words), _with_plain_end(words))):
+    inside = _ENVELOPE.sub(r"\g<inside>", words)
+    for form in dict.fromkeys((words, inside, _TICKED.sub(r"\g<code>", words), _with_plain_end(words))):
         if reply := _read_code_at_end(form.split("\n")):
             return reply
-    return _read_object_among_words(words) or Reply(reasoning=words, code="")
+    return _read_objects_among_words(words) or Reply(reasoning=words, code="")
 
 
 def _read_code_at_end(lines: list[str]) -> Reply | None:

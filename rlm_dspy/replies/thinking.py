@@ -43,9 +43,13 @@ _TOKENS = {
 """The thinking tokens of Magistral, Kimi, Cohere, OpenThoughts, Apertus, Gemma and MedGemma."""
 
 
+_APRIEL = "[BEGIN FINAL RESPONSE]"
+"""Ends the thinking of Apriel, which has no beginning."""
+
+
 def _tags(names: str) -> re.Pattern[str]:
     """Return a pattern of the tags around thinking: `<name>`, and the tokens of models."""
-    begins, ends = ("|".join(map(re.escape, tokens)) for tokens in (_TOKENS, _TOKENS.values()))
+    begins, ends = ("|".join(map(re.escape, tokens)) for tokens in (_TOKENS, [*_TOKENS.values(), _APRIEL]))
     return re.compile(
         rf"<\s?(?P<slash>/?)\s?(?P<name>(?:\w+:)?(?:{names}))(?:\s[^<>]*)?>|(?P<begins>{begins})|(?P<ends>{ends})"
         r"|<\|channel\|>(?:analysis|(?P<final>final\b[^<\n]*))<\|message\|>|<\|think\|>|(?P<over><\|(?:end|/think)\|>)",
@@ -64,7 +68,7 @@ _TAGS_IN_TURNS = _tags(_THINKING_IN_TURNS)
 
 _WRAPPERS = (
     r"(?:<\|start\|>assistant|<\|channel\|>final\b[^<\n]*<\|message\|>|<\|return\|>|<\|end\|>"
-    r"|<\|(?:START|END)_(?:RESPONSE|TEXT)\|>|<\|(?:begin|end)_of_solution\|>)"
+    r"|<\|(?:START|END)_(?:RESPONSE|TEXT)\|>|<\|(?:begin|end)_of_solution\|>|\[END FINAL RESPONSE\])"
 )
 
 
@@ -79,7 +83,7 @@ _TITLED = re.compile(
 """Thinking without tags: of gpt-oss on a server that drops its channel tokens, and of Granite."""
 
 
-MAY_BE_THINKING = re.compile(r"[<◁\uff1c]|&lt;|\[/?THINK\]|\A(?:analysis|Here)", re.IGNORECASE)
+MAY_BE_THINKING = re.compile(r"[<◁\uff1c]|&lt;|\[/?THINK\]|\[BEGIN FINAL|\A(?:analysis|Here)", re.IGNORECASE)
 """Finds something in every text that `split_thinking` changes; in few others."""
 
 

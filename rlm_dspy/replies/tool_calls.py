@@ -216,7 +216,7 @@ FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tupl
         (rf"{_OPENS}\s*(?P<body>[\[{{](?:(?!{_OPENS}\s*[\[{{]).)*?[\]}}])\s*{_CLOSES}", _of_json),
         (
             (
-                r"(?:^<tool_call>\s*|<seed:tool_call>\s*)?^<function=(?P<name>[\w.-]+)(?:>|=?(?=\{)|\((?=\{))"
+                r"(?:<(?:seed:)?tool_call>\s*|^)<function=(?P<name>[\w.-]+)(?:>|=?(?=\{)|\((?=\{))"
                 r"(?P<body>.*?)\)?(?:</function>|\Z)(?:\s*</(?:seed:)?tool_call>)?"
             ),
             _of_function,
