@@ -192,6 +192,11 @@ def closes(line: str, fence: str) -> bool:
     return len(line) >= len(fence) and set(line) == {fence[0]}
 
 
+def may_close(begun: str, fence: str) -> bool:
+    """Whether the beginning of a line may become the closing fence of a block."""
+    return begun.translate(_INVISIBLE).lstrip()[:1] in ("", fence[0])
+
+
 @lru_cache(maxsize=_KEPT_TREES)
 def tree_of(code: str) -> ast.Module:
     """Return the syntax tree of code, which callers share and do not change.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rlm_dspy.replies.code_blocks import PYTHON, closes, ends_inside_string, language_of, opening_of
+from rlm_dspy.replies.code_blocks import PYTHON, closes, ends_inside_string, language_of, may_close, opening_of
 from rlm_dspy.replies.reply_parser import begins_invented_turn, without_first_tokens
 from rlm_dspy.replies.thinking import thinking_tag
 
@@ -138,7 +138,7 @@ class ReplyReader:
         """Yield the part of an unfinished line that cannot become a mark."""
         if self._mode in ("prose", "thinking"):
             yield from self._emit(_sure(self._line))
-        elif self._mode == "code" and (start := self._line.lstrip()) and start[0] != self._fence[0]:
+        elif self._mode == "code" and not may_close(self._line, self._fence):
             yield from self._add_code(self._line[self._said :])
             self._said = len(self._line)
 

@@ -57,6 +57,7 @@ def test_code_comes_while_its_line_is_written() -> None:
         "<think>short</think>\n```python\nx = 1\n```\n",
         "Here: ```python\nx = 1\n```\n",
         "<|im_start|>assistant\n\nI look.\n```python\nx = 1\n```\n",
+        "```python\nx = 1\n\u200b```\n",
         "<s> ```python\nx = 1\n```</s>\n",
         "```python\nx = '''\n```\n'''\nprint(x)\n```\n",
         "```py\na = 1\n```\nand\n```python\nb = a\n```\n",
