@@ -141,6 +141,10 @@ class ScriptedEngine:
 def _script(replies: Replies) -> Script:
     if isinstance(replies, str):
         raise TypeError(f"ScriptedLM takes a list of replies, not a str; pass [{replies[:40]!r}].")
+    if isinstance(replies, Mapping):
+        raise TypeError(
+            "ScriptedLM takes a list of replies, not a dict; pass the replies of a role by its name: act=[...]."
+        )
     return replies if callable(replies) else list(replies)
 
 

@@ -116,3 +116,9 @@ def test_a_str_in_the_place_of_replies_is_refused() -> None:
         ScriptedLM("42")
     with pytest.raises(TypeError, match="not a str"):
         ScriptedLM(query="42")
+
+
+def test_a_dict_in_the_place_of_replies_is_refused() -> None:
+    """Its keys would be played."""
+    with pytest.raises(TypeError, match=r"not a dict; pass the replies of a role by its name: act=\[...\]"):
+        ScriptedLM({"act": ["42"]})
