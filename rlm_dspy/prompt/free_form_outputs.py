@@ -43,6 +43,8 @@ _AFTER_ANSWER = re.compile(
 _DECORATION = " \t\n*_`\"'."
 _LAST_SMALL_YEAR = dt.datetime.fromtimestamp(LEAST_TIMESTAMP, dt.UTC).year
 _BEGINS_LIST = re.compile(r"\s*(?:\[|(?:[-*\u2022]|1[.)])\s)")
+_LEADS_TO_LIST = re.compile(r"\s*[^\n]*:[*_]*[ \t]*\n\s*(?=(?:[-*\u2022]|1[.)])[ \t])")
+_WRAPPERS = {"output", "outputs", "properties", "response", "result", "arguments", "parameters"}
 _NOTHING = ("none", "null", "")
 _CONTAINERS = (list, dict, set, frozenset, tuple)
 
@@ -192,20 +194,50 @@ def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, 
     needed = [name for name, field in fields.items() if field.is_required()] if len(fields) > 1 else list(fields)
     if text.lstrip().startswith("{"):
         with contextlib.suppress(*TOO_DEEP):
-            parsed = read_value(text, dict)
-            named = {by_name[_plain(key)]: value for key, value in parsed.items() if _plain(key) in by_name}
-            if named or len(needed) == 1:
-                yield named or {needed[0]: parsed}
+            yield from _in_object(read_value(text, dict), by_name, needed)
+    if (tagged := _in_tags(text, list(fields))).keys() >= set(needed):
+        yield tagged
     if under := _under_headings(text, by_name):
         yield under
         yield {name: value.strip(_DECORATION) for name, value in under.items()}
     if len(needed) == 1:
-        for value in _answers_in(text, is_words=fields[needed[0]].annotation is str):
-            yield {needed[0]: value.strip()}
-            yield {needed[0]: value.strip(_DECORATION)}
-    if len(needed) == 1 and (_BEGINS_LIST.match(text) or _takes_words(fields[needed[0]].annotation)):
-        yield {needed[0]: text.strip()}
-        yield {needed[0]: text.strip(_DECORATION)}
+        yield from ({needed[0]: value} for value in _values_in(text, fields[needed[0]].annotation))
+
+
+def _values_in(text: str, annotation: TypeForm[Any]) -> Iterator[str]:
+    """Yield what a text may mean as the value of the one output."""
+    for value in _answers_in(text, is_words=annotation is str):
+        yield value.strip()
+        yield value.strip(_DECORATION)
+    if _BEGINS_LIST.match(text) or _takes_words(annotation):
+        yield text.strip()
+        yield text.strip(_DECORATION)
+    elif lead := _LEADS_TO_LIST.match(text):
+        yield text[lead.end() :].strip()
+
+
+def _in_object(parsed: dict[str, Any], by_name: Mapping[str, str], needed: list[str]) -> Iterator[dict[str, Any]]:
+    inside = _unwrapped(parsed, by_name)
+    named = {by_name[_plain(key)]: value for key, value in inside.items() if _plain(key) in by_name}
+    if named:
+        yield named
+    if len(needed) == 1 and (not named or inside is not parsed):
+        yield {needed[0]: parsed}
+
+
+def _unwrapped(parsed: dict[str, Any], by_name: Mapping[str, str]) -> dict[str, Any]:
+    """Return an object without one around it that names no field, as small models copy it from a JSON schema."""
+    match [*parsed.items()]:
+        case [(str(key), dict(inside))] if key.lower() in _WRAPPERS and _plain(key) not in by_name:
+            return inside if any(_plain(name) in by_name for name in inside) else parsed
+    return parsed
+
+
+def _in_tags(text: str, names: list[str]) -> dict[str, str]:
+    """Return what stands in the tags that `dspy.XMLAdapter` asks for, on lines of their own."""
+    pattern = r"^[ \t]*<{0}>\s*(.*?)\s*</{0}>[ \t]*$"
+    found = {name: re.search(pattern.format(name), text, re.DOTALL | re.MULTILINE) for name in names}
+    return {name: tag[1] for name, tag in found.items() if tag}
 
 
 def _answers_in(text: str, *, is_words: bool) -> Iterator[str]:
@@ -256,7 +288,7 @@ def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:
     names = "|".join("[ _-]".join(map(re.escape, name.split())) for name in by_name)
     with_colon = rf"(?:[>#*_`-][>#*_` \t-]*)?(?P<name>{names})[*_`]*[ \t]*[:=]"
     alone = rf"(?:#+[ \t]*[*_]*|\*\*|__)(?P<title>{names})[*_]*[ \t]*$"
-    mark = r"\[\[ ## (?P<mark>\w+) ## \]\]"
+    mark = r"(?:\*\*)?\[\[ ?## ?(?P<mark>\w+) ?## ?\]\]"
     pattern = rf"^[ \t]*(?:{with_colon}|{alone}|{mark})[*_`]*"
     found = list(re.finditer(pattern, text, re.IGNORECASE | re.MULTILINE))
     values: dict[str, str] = {}

@@ -112,6 +112,16 @@ READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"answer": str, "n": int}, block("n = 3\nSUBMIT(answer='a', n=n)"), {"answer": "a", "n": 3}),
     ({"answer": str}, block("town = 'Ulm'\ntown += 'm'\nSUBMIT(town)"), None),
     ({"answer": str}, "final_answer(founder)", None),
+    ({"towns": list[str]}, '<towns>\n["Ulm", "Bern"]\n</towns>', {"towns": ["Ulm", "Bern"]}),
+    ({"town": str, "n": int}, "It is:\n<town>Ulm</town>\n<n>3</n>", {"town": "Ulm", "n": 3}),
+    ({"town": str}, "The tags <town>a</town> hold it.", {"town": "The tags <town>a</town> hold it."}),
+    ({"towns": list[str]}, "The towns are:\n\n- Ulm\n- Bern", {"towns": ["Ulm", "Bern"]}),
+    ({"towns": str}, "The towns are:\n\n- Ulm\n- Bern", {"towns": "The towns are:\n\n- Ulm\n- Bern"}),
+    ({"towns": list[str]}, '**[[ ## towns ## ]]**\n["Ulm"]\n\n**[[ ## completed ## ]]**', {"towns": ["Ulm"]}),
+    ({"towns": list[str]}, '[[##towns##]]\n["Ulm"]\n', {"towns": ["Ulm"]}),
+    ({"towns": list[str]}, '{"properties": {"towns": ["Ulm"]}}', {"towns": ["Ulm"]}),
+    ({"answer": dict}, '{"result": {"answer": 1}}', {"answer": {"result": {"answer": 1}}}),
+    ({"result": dict}, '{"result": {"answer": 1}}', {"result": {"answer": 1}}),
 ]
 
 
