@@ -75,6 +75,14 @@ _WRAPPERS = (
 _WRAPPED = re.compile(rf"\A\s*(?:{_WRAPPERS}\s*)+|(?:{_WRAPPERS}\s*)+\Z")
 
 
+_LEAKED = re.compile(
+    r"\A\s*(?:<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model)\s*\n"
+    r"|(?<=[^\s\"'`])(?:<\|(?:im_end|eot_id|eot|end_of_turn|endoftext|end_of_text)\|>|<end_of_turn>"
+    r"|<\uff5cend\u2581of\u2581sentence\uff5c>)\s*\Z"
+)
+"""Tokens of a turn that a server left in a reply; one that is mentioned stands behind a space or a quote."""
+
+
 _TITLED = re.compile(
     r"\A(?:analysis.*?assistant(?:final|(?=(?:commentary|analysis) to=))"
     r"|Here(?: is|'s) my thought process:.*?Here(?: is|'s) my response:)",
@@ -115,7 +123,7 @@ def split_thinking(text: str, *, in_turn: bool = False, fields: Collection[str] 
         before, after = text[: span[0]].rstrip(), text[span[1] :].lstrip()
         thoughts.append(_WRAPPED.sub("", tags.sub("", text[span[0] : span[1]])).strip())
         text = f"{before}\n{after}" if before else after
-    return "\n".join(filter(None, thoughts)), _WRAPPED.sub("", text)
+    return "\n".join(filter(None, thoughts)), _LEAKED.sub("", _WRAPPED.sub("", text))
 
 
 class ThinkingTag(NamedTuple):
