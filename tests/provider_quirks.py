@@ -221,6 +221,22 @@ QUIRKS = {
         retried=True,
         repeated=False,
     ),
+    "a tool call that nobody offered": Quirk(
+        _with_candidate(finishReason="UNEXPECTED_TOOL_CALL"),
+        "https://ai.google.dev/api/generate-content#FinishReason",
+        providers=("Gemini",),
+        kinds=("no_code", "output", "submitted"),
+        retried=True,
+        repeated=False,
+    ),
+    "a malformed reply that is not sent": Quirk(
+        _with_candidate(finishReason="MALFORMED_RESPONSE", content={}),
+        "https://ai.google.dev/api/generate-content#FinishReason",
+        providers=("Gemini",),
+        kinds=("no_code", "output", "submitted"),
+        retried=True,
+        repeated=False,
+    ),
     "only thinking until the limit": Quirk(
         _with_candidate(finishReason="MAX_TOKENS", content={"role": "model"}),
         "https://github.com/googleapis/python-genai/issues/782",

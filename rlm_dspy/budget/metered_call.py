@@ -23,6 +23,7 @@ from rlm_dspy.budget.provider_errors import (
     may_pass,
     refuses_streams,
     reply_in,
+    why_not_sent,
 )
 from rlm_dspy.budget.provider_messages import rejects_system_role, with_cache_marks, without_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of, window_error
@@ -218,6 +219,8 @@ class MeteredCall:
             raise ReplyCut(why, self._stream.text, too_long=False) from error
         if is_withheld(error):
             raise ReplyWithheld("was withheld by the provider's content filter", "") from error
+        if why := why_not_sent(error):
+            raise ReplyCut(why, "", too_long=False) from error
         if rejected := reply_in(error):
             self.outputs, self.seconds = [rejected], None
             self.reply = self.outputs if self._raw else readable(self.outputs, {}, self.lm)

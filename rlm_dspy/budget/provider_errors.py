@@ -27,6 +27,12 @@ _NOT_READY = re.compile(
 _MALFORMED_CALL = re.compile(r"malformed function call:?\s*", re.IGNORECASE)  # Gemini
 _WITHHELD = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "OTHER"})
 """Finish reasons of replies that Gemini made and does not send."""
+_NOT_SENT = {
+    "UNEXPECTED_TOOL_CALL": "was a tool call, and no tool was offered",
+    "TOO_MANY_TOOL_CALLS": "was a tool call, and no tool was offered",
+    "MALFORMED_RESPONSE": "was malformed, so that its provider did not send it",
+}
+"""Finish reasons of replies that Gemini does not send because of their form, and what the model is told."""
 _BLOCKED = re.compile(
     r"content[ _](?:management )?(?:policy|filter)|prompt blocked"  # OpenAI, Azure, Gemini
     r"|(?:prompt|input) was flagged|content exists risk|data_?inspection_?failed",  # OpenRouter, DeepSeek, Alibaba
@@ -70,6 +76,11 @@ def may_pass(error: BaseException, *, is_stream: bool) -> bool:
 def is_withheld(error: Exception) -> bool:
     """Whether a provider withholds the reply that the model made, because of its content."""
     return isinstance(error, dspy.LMInvalidRequestError) and error.provider_code in _WITHHELD
+
+
+def why_not_sent(error: Exception) -> str:
+    """Return why a provider does not send the reply that the model made, if it is for its form; else empty."""
+    return _NOT_SENT.get(error.provider_code or "", "") if isinstance(error, dspy.LMInvalidRequestError) else ""
 
 
 def is_blocked(error: dspy.LMError) -> bool:
