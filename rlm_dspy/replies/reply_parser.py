@@ -25,7 +25,7 @@ from rlm_dspy.replies.code_repair import complete_statements, repaired, without_
 from rlm_dspy.replies.joined_blocks import join_blocks
 from rlm_dspy.replies.set_aside import CodeSetAside
 from rlm_dspy.replies.thinking import split_thinking
-from rlm_dspy.replies.tool_calls import code_of_object, read_json, split_tool_calls
+from rlm_dspy.replies.tool_calls import code_of_object, read_json, split_tool_calls, without_default_api
 
 _MAX_UNFENCED_LINES = 200
 _BYTE_ORDER_MARK = re.compile(r"^\ufeff+", re.MULTILINE)
@@ -109,12 +109,12 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
     text = without_first_tokens(_BYTE_ORDER_MARK.sub("", (text or "").replace("\r\n", "\n"))).strip()
     text = _with_marks_on_lines(text)
     if as_object := _read_object(text):
-        return replace(as_object, code=repaired(as_object.code))
+        return replace(as_object, code=without_default_api(repaired(as_object.code)))
     aside = CodeSetAside("" if cut else text)
     thinking, text = split_thinking(text if cut else aside.text, in_turn=True)
     thinking, text = aside.original(thinking), aside.blocks(_LAST_TOKENS.sub("", text).strip())
     reply = _read(text, aside, cut=cut)
-    code = repaired(reply.code)
+    code = without_default_api(repaired(reply.code))
     if code and does_nothing(code):
         return Reply(reasoning=aside.original(text), code="", thinking=thinking)
     return replace(reply, code=code, thinking=thinking)

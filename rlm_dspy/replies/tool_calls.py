@@ -36,6 +36,8 @@ _CODE_IN_JSON = re.compile(r'\s*\{+\s*"\w*(?:code|script|source|python|program)\
 _ONE_STRING = re.compile(r'\s*\{\s*"\w+"\s*:\s*"(?P<value>.*)"\s*\}\s*', re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 _BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
+_DEFAULT_API = re.compile(r"\bdefault_api\.(?=\w+\()")
+_PRINTED = re.compile(r"\Aprint\((?P<call>default_api.*)\)\Z", re.DOTALL)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
 _NS = r"(?:\w+:|\uff5cDSML\uff5c)?"
@@ -194,6 +196,17 @@ def _of_calls(text: str) -> str:
         )
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
+
+
+def without_default_api(code: str) -> str:
+    """Return code with the REPL's functions in the place of `default_api`, which Gemini takes its tools for.
+
+    The code of `print(default_api.python(code="..."))` is its argument.
+    """
+    if not _DEFAULT_API.search(code):
+        return code
+    called = _PRINTED.sub(r"\g<call>", code.strip())
+    return (_of_calls(called) if called.startswith("default_api") else "") or _DEFAULT_API.sub("", code)
 
 
 def is_bare_call(text: str) -> bool:
