@@ -145,9 +145,24 @@ def _choice(choice: Any) -> Any:
     if calls:
         listed = calls if isinstance(calls, list) else [calls]
         message = {**message, "tool_calls": [_tool_call(number, call) for number, call in enumerate(listed)]}
-    if content is not None and not isinstance(content, str | list):
-        message = {**message, "content": json.dumps(content)}
+    if content is not None and not isinstance(content, str):
+        message = {**message, "content": _content(content)}
     return {**choice, "message": message}
+
+
+def _content(content: Any) -> Any:
+    """Return the content of a chat message as text or parts: gateways send a part alone, or of another API."""
+    if isinstance(content, list):
+        return [_part(part) for part in content]
+    part = _part(content)
+    return [part] if isinstance(part, dict) and part.get("type") == "text" else json.dumps(content)
+
+
+def _part(part: Any) -> Any:
+    """Return a part of content; one of text in the form of chat completions."""
+    text = part.get("text") if isinstance(part, dict) and part.get("type") in ("text", "output_text") else part
+    text = text.get("value") if isinstance(text, dict) and text is not part else text
+    return {"type": "text", "text": text} if isinstance(text, str) else part
 
 
 def _tool_call(number: int, call: Any) -> dict[str, Any]:
@@ -159,7 +174,9 @@ def _tool_call(number: int, call: Any) -> dict[str, Any]:
 
 
 def _item(item: Any) -> Any:
-    """Return an item of a Responses body, with a name if it is a tool call."""
+    """Return an item of a Responses body, with a name if it is a tool call, and parts if it is a message."""
+    if isinstance(item, dict) and isinstance(text := item.get("content"), str):
+        return {**item, "content": [{"type": "output_text", "text": text}]}
     is_call = isinstance(item, dict) and item.get("type") in ("function_call", "custom_tool_call")
     return {**_named(item), "type": "function_call"} if is_call else item
 

@@ -192,11 +192,16 @@ ODD_CALLS: dict[str, dict[str, Any]] = {
     "custom tool": {"tool_calls": [{"type": "custom", "custom": {"name": "python", "input": "print(question)"}}]},
     "function_call": {"function_call": {"name": "python", **CODE}},
     "an object as content": {"content": {"code": "print(question)"}},
+    "parts of the Responses API": {"content": [{"type": "output_text", "text": block("print(question)")}]},
+    "parts that are texts": {"content": ["I look.\n", block("print(question)")]},
+    "a part alone": {"content": {"type": "text", "text": block("print(question)")}},
+    "a text with a value": {"content": [{"type": "text", "text": {"value": block("print(question)")}}]},
 }
 BARE = {"call_id": "1", **CODE}
 ODD_ITEMS: dict[str, dict[str, Any]] = {
     "no name": {"type": "function_call", **BARE},
     "custom tool": {"type": "custom_tool_call", "call_id": "1", "name": "python", "input": "print(question)"},
+    "content without parts": {"type": "message", "role": "assistant", "content": block("print(question)")},
 }
 ODD_BODIES: dict[str, dict[str, Any]] = {
     **{
@@ -208,7 +213,7 @@ ODD_BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", ODD_BODIES)
-def test_the_code_of_a_malformed_tool_call_is_run(case: str) -> None:
+def test_the_code_of_a_malformed_tool_call_or_content_is_run(case: str) -> None:
     """DSPy raises on a call without a name, after it was paid for, and takes the others for empty replies."""
     with serving({"id": "1", "model": "m", **ODD_BODIES[case]}) as base:
         kind = case.partition(",")[0]
