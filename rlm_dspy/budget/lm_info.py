@@ -270,8 +270,9 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
         raise ReplyWithheld("is a refusal", words)
     if reasons & _WITHHELD:
         raise ReplyWithheld("was cut off by the provider's content filter", text_of(outputs))
-    bodies = (response, value(response, "provider_data"))
-    if not text_of(outputs) and [] in (value(body, "choices") for body in bodies):
+    bodies = (response, value(response, "provider_data"))  # of a stream its last chunk, which has the usage alone
+    lacks = [] in (value(body, "choices") for body in bodies if value(body, "object") != "chat.completion.chunk")
+    if not text_of(outputs) and lacks:
         raise ReplyWithheld("was withheld: its server sent no choices", "")
     if reasons & _BROKEN_OFF:
         raise ReplyCut("was broken off by its provider", text_of(outputs), too_long=False)

@@ -153,6 +153,33 @@ async def test_a_streamed_reply_that_reached_its_limit_is_told_as_cut(provider: 
     assert "Your reply was cut off after 20 tokens." in prediction.trajectory[0]["output"]
 
 
+@pytest.mark.parametrize("thinking", ["a thought", ""])
+@pytest.mark.parametrize("provider", ["vLLM", "OpenRouter", "llama.cpp", "Anthropic"])
+async def test_a_streamed_reply_without_text_is_not_told_as_withheld(provider: str, thinking: str) -> None:
+    """The last chunk of its stream has the usage, and no choices."""
+
+    def say_nothing_first(texts: list[str]) -> Said:
+        return say(texts) if len(server.requests) > 1 else Said("", thinking)
+
+    write = PROVIDERS[provider].write
+    server = ProviderServer(say_nothing_first, lambda said, body: (200, write(said, body)))
+    with serving(server):
+        _, prediction = await streamed(provider, server)
+    told = "Your reply contains only thinking" if thinking else "Your reply was empty"
+    assert prediction.trajectory[0]["output"].startswith(told)
+
+
+@pytest.mark.parametrize("name", ["the whole reply taken for thinking", "a tool call in place of a block"])
+@pytest.mark.parametrize("provider", ["vLLM", "llama.cpp"])
+async def test_a_streamed_reply_whose_code_stands_apart_is_run(provider: str, name: str) -> None:
+    quirk, write = QUIRKS[name], PROVIDERS[provider].write
+    server = ProviderServer(say, lambda said, body: quirk.change(write(said, body), body, len(server.requests)))
+    with serving(server):
+        _, prediction = await streamed(provider, server)
+    assert (prediction.answer, prediction.stop) == ("fox", "submitted")
+    assert tuple(step.get("kind", "output") for step in prediction.trajectory) == quirk.kinds
+
+
 FULL = 2_500
 """Tokens of the messages behind which the server has no room for a reply."""
 REQUESTS = 8
