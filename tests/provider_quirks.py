@@ -513,6 +513,18 @@ STREAM_QUIRKS = {
         providers=("vLLM", "OpenAI Responses", "Anthropic", "Gemini"),
         usage={"failures": 1, "calls": 4},
     ),
+    "ended within its first event": StreamQuirk(
+        _first_stream(lambda events: [events[0][:-20]]),
+        "https://github.com/can1357/oh-my-pi/issues/9433",
+        providers=("vLLM", "OpenAI", "Anthropic", "Gemini"),
+        usage={"failures": 1, "calls": 4},
+    ),
+    "ended within a later event": StreamQuirk(
+        _first_stream(lambda events: [*events[:5], events[5][:-20]]),
+        "https://github.com/can1357/oh-my-pi/issues/9433",
+        providers=("vLLM", "OpenAI", "Anthropic"),
+        usage={"failures": 1, "calls": 4},
+    ),
     "overloaded before the first text": StreamQuirk(
         _first_stream(lambda events: [events[0], _OVERLOADED]),
         "https://github.com/docker/docker-agent/pull/2880",

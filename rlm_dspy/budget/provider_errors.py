@@ -40,6 +40,9 @@ _BLOCKED = re.compile(
 )
 """Words and codes of a provider that does not give a prompt to its model, because of the content."""
 _REFUSED = (400, 403, 422, None)
+_NO_JSON = re.compile(r": line \d+ column \d+ \(char \d+\)$")
+"""Ends the message of Python's JSON parser; DSPy keeps no more of that error."""
+_CUT_EVENT = "the stream has an event that is no JSON: the server, or a proxy before it, cut it off"
 _NOT_FOUND = 404
 _OF_A_STREAM = re.compile(r"\bstream(?:_options|ing)?\b", re.IGNORECASE)
 _NO_CONNECTION = re.compile(
@@ -70,7 +73,14 @@ def may_pass(error: BaseException, *, is_stream: bool) -> bool:
         return True
     if is_stream and error.status is None and type(error) in (dspy.LMStreamAssemblyError, dspy.LMProviderError):
         return True
+    if is_stream and _is_cut_event(error):
+        return True
     return type(error) is dspy.LMProviderError and error.status == _OK
+
+
+def _is_cut_event(error: dspy.LMError) -> bool:
+    """Whether a client could not read an event of a stream, which its server or a proxy cut."""
+    return isinstance(error, dspy.LMUnexpectedError) and _NO_JSON.search(error.message) is not None
 
 
 def is_withheld(error: Exception) -> bool:
@@ -104,6 +114,8 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """
     if isinstance(error, dspy.LMError):
         message = _without_tags(error.message).partition(_TRACEBACK)[0]
+        if _is_cut_event(error) and _CUT_EVENT not in message:
+            message = f"{_CUT_EVENT}: {message}"
         message = message.replace("Timeouts(read=...)", "dspy.LM(..., timeout=SECONDS)")  # what a user can set
         _set_message(error, message if lm is None else hidden(message, secrets_of(lm)))
         _add_address(error, str(getattr(lm, "kwargs", {}).get("api_base") or ""))
