@@ -295,6 +295,12 @@ QUIRKS = {
         "https://github.com/ericc-ch/copilot-api/pull/81 (GitHub Copilot)",
         providers=("vLLM", "LM Studio", "Azure", "OpenRouter"),
     ),
+    "a lock that timed out": Quirk(
+        _refused(409, {"error": {"message": "The request conflicted with another one."}}),
+        "https://github.com/openai/openai-python, _base_client.py: _should_retry",
+        providers=("OpenAI", "vLLM", "Anthropic"),
+        retried=True,
+    ),
     "out of resources": Quirk(
         _with_finish("insufficient_system_resource", content="", reasoning_content=None),
         "https://api-docs.deepseek.com/api/create-chat-completion",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _OK = 200
+_AGAIN = (409, 425)
+"""A lock that timed out, after which the SDKs of OpenAI and Anthropic ask again; and "too early"."""
 _NOT_READY = re.compile(
     r"model (?:is not ready|unloaded|has crashed|is (?:still )?loading)|\bchannel error\b"  # Bedrock, LM Studio
     r"|unexpected token \d+ while expecting start token",  # vLLM, of a reply of gpt-oss that it cannot parse
@@ -69,7 +71,7 @@ def may_pass(error: BaseException, *, is_stream: bool) -> bool:
     """
     if not isinstance(error, dspy.LMError) or _finds(_NO_TLS, error):
         return False
-    if dspy.is_retryable_lm_error(error) or _NOT_READY.search(error.message):
+    if dspy.is_retryable_lm_error(error) or error.status in _AGAIN or _NOT_READY.search(error.message):
         return True
     if is_stream and error.status is None and type(error) in (dspy.LMStreamAssemblyError, dspy.LMProviderError):
         return True
