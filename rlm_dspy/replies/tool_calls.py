@@ -36,7 +36,7 @@ _CODE_IN_JSON = re.compile(r'\s*\{+\s*"\w*(?:code|script|source|python|program)\
 _ONE_STRING = re.compile(r'\s*\{\s*"\w+"\s*:\s*"(?P<value>.*)"\s*\}\s*', re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 _BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
-_DEFAULT_API = re.compile(r"\bdefault_api\.(?=\w+\()")
+_DEFAULT_API = "default_api."
 _PRINTED = re.compile(r"\Aprint\((?P<call>default_api.*)\)\Z", re.DOTALL)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
@@ -203,10 +203,16 @@ def without_default_api(code: str) -> str:
 
     The code of `print(default_api.python(code="..."))` is its argument.
     """
-    if not _DEFAULT_API.search(code):
+    if _DEFAULT_API not in code or (tree := parse(code)) is None:
         return code
     called = _PRINTED.sub(r"\g<call>", code.strip())
-    return (_of_calls(called) if called.startswith("default_api") else "") or _DEFAULT_API.sub("", code)
+    if called.startswith(_DEFAULT_API) and (of_calls := _of_calls(called)):
+        return of_calls
+    lines = [line.encode() for line in code.split("\n")]
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and f"{node.id}." == _DEFAULT_API)
+    for at, start in sorted(((name.lineno - 1, name.col_offset) for name in names), reverse=True):
+        lines[at] = lines[at][:start] + lines[at][start:].removeprefix(_DEFAULT_API.encode())
+    return b"\n".join(lines).decode()
 
 
 def is_bare_call(text: str) -> bool:
