@@ -38,7 +38,11 @@ _MOST_LINES_CUT_OFF = 200
 
 
 def repaired(code: str) -> str:
-    """Repair code that does not parse, without changing its words; return it unchanged if impossible."""
+    """Repair code that does not parse, without changing its words; return it unchanged if impossible.
+
+    Line ends are those that Python reads: a carriage return ends a line too, also in a string.
+    """
+    code = code.replace("\r\n", "\n").replace("\r", "\n")
     first, _, rest = code.lstrip("\n").partition("\n")
     if first.strip().lower() in PYTHON and rest.strip():
         code = rest  # the mark of the fence, on a line of its own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import json
+import re
 import sys
 import time
 import warnings
@@ -57,18 +58,19 @@ REPLIES = st.one_of(st.text(), st.lists(LINES, max_size=12).map("\n".join))
 @example("\ud800")
 @example("(" * 5_000)
 @example("-" * 5_000 + "1")
+@example("```python\nx = 1\rreturn SUBMIT(x)\n```")
 def test_any_text_is_read_and_its_code_is_part_of_it(text: str) -> None:
     """Reading never raises, and every line of code stood in the reply."""
     reply = read_reply(text)
     if not text.lstrip().startswith("{"):
-        assert set(reply.code.split("\n")) <= {*text.replace("\r\n", "\n").split("\n"), *_stripped(text), ""}
+        lines = re.split("\r\n?|\n", text)
+        assert set(reply.code.split("\n")) <= {*lines, *_stripped(lines), ""}
     assert not reply.code or not reply.other_language
 
 
-def _stripped(text: str) -> list[str]:
+def _stripped(lines: list[str]) -> list[str]:
     """Return the lines as reading may change them: without white space at the ends of the reply, or repaired."""
-    text = text.replace("\r\n", "\n")
-    return [form(line) for line in text.split("\n") for form in (str.strip, str.lstrip, str.rstrip, repaired)]
+    return [form(line) for line in lines for form in (str.strip, str.lstrip, str.rstrip, repaired)]
 
 
 def test_what_python_warns_of_in_a_reply_is_not_told_the_user() -> None:
