@@ -13,6 +13,7 @@ from rlm_dspy.interpreters.base import TakesObjects
 from rlm_dspy.interpreters.worker.cell import SETUP
 from rlm_dspy.repl import in_repl
 from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.replies.statements import lines_of
 from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
@@ -132,4 +133,4 @@ def _defined(node: ast.stmt) -> str:
 
 def _source(code: str, node: ast.stmt) -> str:
     first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
-    return "\n".join(code.splitlines()[first - 1 : node.end_lineno])
+    return "\n".join(lines_of(code)[first - 1 : node.end_lineno])

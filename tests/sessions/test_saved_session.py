@@ -68,6 +68,17 @@ def test_variables_functions_and_classes_are_kept(factory: Any, tmp_path: Path) 
     assert says_files is (factory is PythonInterpreter)  # the other leaves them in the user's folder
 
 
+def test_a_function_is_kept_behind_a_string_with_a_separator_of_lines(tmp_path: Path) -> None:
+    """Python counts no line there, where `str.splitlines` does."""
+    path, code = tmp_path / "session.json", "mark = 'a\u2028b\x0cc'\ndef five():\n    return 5\nSUBMIT(answer=1)"
+    with dspy.context(lm=ScriptedLM([block(code)])), module().session(context="banana") as session:
+        session(question="?")
+        assert session.save(path) == {}
+    lm = ScriptedLM([block("SUBMIT(answer=five())")])
+    with dspy.context(lm=lm), module().open_session(path, context="banana") as session:
+        assert session(question="Go on.").answer == 5
+
+
 GO_ON = """
 import sys
 import dspy
