@@ -21,23 +21,33 @@ class Prompt(str):
 
     Attributes:
         parts: The texts, and the images, sounds and files, in order.
-
-    Raises:
-        ValueError: If a part has another type.
     """
 
     __slots__ = ("parts",)
     parts: list[Any]
 
-    def __new__(cls, parts: list[Any], media: Media) -> Self:
-        """Join the parts; a picture that code made stands in them by its data."""
+    def __new__(cls, text: str, parts: list[Any]) -> Self:
+        """Return the text as a prompt of these parts."""
+        made = super().__new__(cls, text)
+        made.parts = parts
+        return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, list[Any]]]:
+        """Return what makes a copy: optimizers copy demos, and other processes send traces."""
+        return type(self), (str(self), self.parts)
+
+    @classmethod
+    def of(cls, parts: list[Any], media: Media) -> Self:
+        """Join the parts; a picture that code made stands in them by its data.
+
+        Raises:
+            ValueError: If a part has another type.
+        """
         parts = [_picture(part) if isinstance(part, dict) else part for part in parts]
         if other := [type(part).__name__ for part in parts if not isinstance(part, (str, *MEDIA))]:
             raise ValueError(f"a prompt consists of texts, images, sounds and files, not {', '.join(other)}")
         shown = [part if isinstance(part, str) else f"<{type(part).__name__} {media.key(part)}>" for part in parts]
-        made = super().__new__(cls, "\n".join(shown))
-        made.parts = parts
-        return made
+        return cls("\n".join(shown), parts)
 
     def content(self) -> list[dict[str, Any]]:
         """Return it as the content of a message."""

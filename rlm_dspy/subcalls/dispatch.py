@@ -256,7 +256,7 @@ class SubCalls:
             kind = callee.interface.inputs[name]
             try:
                 if callee.kind == "query" and isinstance(value, list):
-                    fields.inputs[name] = Prompt(value, media)
+                    fields.inputs[name] = Prompt.of(value, media)
                 elif callee.kind == "child" and bare(kind) == kind:
                     fields.inputs[name] = value
                 else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import dspy
@@ -172,3 +174,17 @@ def test_a_long_list_of_a_sub_call_is_shown_by_its_first_items() -> None:
     (demo,) = found.subs.count.demos
     assert (type(demo.pages), len(demo.pages), type(demo.by), len(demo.by)) == (list, 4, dict, 4)
     assert len(str(demo.pages)) < 1_000
+
+
+def test_a_demo_of_a_question_about_a_picture_is_copied_with_its_program() -> None:
+    """Optimizers copy programs, and a program is saved whole."""
+    picture = dspy.Image("data:image/png;base64,AAAA")
+    lm = ScriptedLM(act=[block("SUBMIT(answer=llm_query(['Who?', picture]))")], query=["a cat"])
+    with dspy.context(lm=lm):
+        found = TrajectoryFewShot(lambda *_: True).compile(
+            RLM("picture: dspy.Image -> answer"),
+            trainset=[dspy.Example(picture=picture).with_inputs("picture")],
+        )
+    prompt = found.query.demos[0].prompt
+    for copied in (copy.deepcopy(found.query.demos[0]).prompt, pickle.loads(pickle.dumps(prompt))):
+        assert (copied, copied.content()) == (prompt, prompt.content())
