@@ -41,6 +41,7 @@ FACTS: list[tuple[str, Any, str, Any]] = [
     ("a model's enum is an enum", CLAIM, "[x.color.name, x.color.value]", ["RED", "red"]),
     ("a model names its class", CLAIM, "type(x).__name__", "Claim"),
     ("a model gives pairs", CLAIM, "[name for name, value in x][:2]", ["text", "day"]),
+    ("the names in a model are copied", CLAIM, "len(__import__('copy').deepcopy(list(x)))", 5),
     ("a model becomes a dict", CLAIM, "sorted(dict(x))", ["color", "day", "first", "parts", "text"]),
     ("a model is dumped", CLAIM, "x.model_dump()['parts'][0]['number']", 1),
     ("a model is dumped as JSON", CLAIM, "'2025-03-14' in x.model_dump_json()", True),

@@ -48,6 +48,9 @@ class _RlmFieldName(str):
     def __iter__(self):
         return iter(self.pair)
 
+    def __reduce__(self):
+        return str, self.pair[:1]  # a copy is the plain name
+
 
 class _RlmRecord(dict):
     """What stands for an object of the host's: `record.name` or `record["name"]`."""
