@@ -52,7 +52,8 @@ class ScriptedEngine:
         replies: The remaining replies, for calls in a role without its own script.
         by_role: The remaining replies of each role: `act`, `child.act`, `query`, `extract`, `fold`, the name
             of a sub, or `subs` for all other subs.
-        calls: The messages of each call so far, as dicts with `role` and `content`.
+        calls: The messages of each call so far, as dicts with `role` and `content`; `<image>` in a content stands
+            for a picture, and so on.
         roles: Who made each of them: `act`, `child.act`, `query`, `extract`, `fold`, a sub's name or `ad_hoc`;
             empty outside of a run.
         seconds: How long each reply takes.
@@ -94,7 +95,7 @@ class ScriptedEngine:
             request.system if isinstance(request.system, str) else "".join(p.text for p in request.system or [])
         )
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": message.role, "content": message.text or ""} for message in request.messages]
+        messages += [{"role": message.role, "content": _content(message)} for message in request.messages]
         with self._lock:
             self.calls.append(messages)
             self.roles.append(role())
@@ -136,6 +137,12 @@ class ScriptedEngine:
         name = asks.removeprefix("child.")
         kinds = () if name in _ROLES else ("subs",)
         return next((self.by_role[key] for key in (asks, name, *kinds) if key in self.by_role), self.replies)
+
+
+def _content(message: Message) -> str:
+    """Return the texts of a message; `<image>` stands for a picture in it, and so on."""
+    parts = (part.text if isinstance(part, TextPart) else f"<{part.type}>" for part in message.parts)
+    return "\n".join(parts)
 
 
 def _script(replies: Replies) -> Script:

@@ -122,3 +122,11 @@ def test_a_dict_in_the_place_of_replies_is_refused() -> None:
     """Its keys would be played."""
     with pytest.raises(TypeError, match=r"not a dict; pass the replies of a role by its name: act=\[...\]"):
         ScriptedLM({"act": ["42"]})
+
+
+def test_a_message_with_a_picture_keeps_its_text() -> None:
+    """A script that looks at what it is asked sees the question."""
+    lm = ScriptedLM(act=["```python\nSUBMIT(answer=llm_query(['Who?', picture]))\n```"], query=["a cat"])
+    with dspy.context(lm=lm):
+        RLM("picture: dspy.Image -> answer")(picture=dspy.Image("data:image/png;base64,AAAA"))
+    assert lm.script.calls[1][-1]["content"] == "Who?\n<image>"
