@@ -16,6 +16,7 @@ from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import HostInput, Text, opened
 from rlm_dspy.inputs.media import MEDIA, check_media_size
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.limits import Limits, OptionGroup
 from rlm_dspy.redaction import in_strings, without_passwords
 from rlm_dspy.repl.tools import _is_reserved
@@ -128,11 +129,16 @@ class HasState(dspy.Module):
             ) from error
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """Return the state of the predictors, without passwords in addresses, and the texts of the signature."""
+        """Return the state of the predictors, without passwords in addresses, and the texts of the signature.
+
+        Values of demos that JSON cannot hold, such as a DataFrame or a Decimal, are as they are shown.
+        """
         state: dict[str, Any] = super().dump_state(json_mode)
         for part in state.values():
             if isinstance(part, dict) and part.get("lm"):
                 part["lm"] = in_strings(part["lm"], without_passwords)
+            if json_mode and isinstance(part, dict) and "demos" in part:
+                part["demos"] = jsonable(part["demos"])
         return {**state, "signature": _texts_of(self.signature)}
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:

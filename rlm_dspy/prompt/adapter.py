@@ -81,7 +81,7 @@ class ReplAdapter(dspy.Adapter):
         for demo in demos:
             if is_labeled(demo):
                 fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
-                lines.append("- " + ", ".join(f"{name}: {_label(value)}" for name, value in fields))
+                lines.append("- " + ", ".join(f"{name}: {label(value)}" for name, value in fields))
         return "\n".join(["Inputs and correct outputs of other runs:", *lines]) if lines else ""
 
     def _conversation(self, environment: str, trajectory: Trajectory | Mapping[str, Any]) -> list[Message]:
@@ -143,15 +143,17 @@ class Act(dspy.Predict):
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the state; labeled examples only as far as they are shown, without long texts."""
         state: dict[str, Any] = super().dump_state(json_mode)
-        for demo in filter(is_labeled, state["demos"]):
-            long = {
-                name: value for name, value in demo.items() if isinstance(value, str) or _MEDIA.search(str(value))
-            }
-            demo.update({name: _label(value) for name, value in long.items()})
+        state["demos"] = [labels(demo) if is_labeled(demo) else demo for demo in state["demos"]]
         return state if self.demos_per_run is None else {**state, "demos_per_run": self.demos_per_run}
 
 
-def _label(value: Any) -> str:
+def labels(demo: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a labeled example as it is saved: what is shown of its fields."""
+    fields = dict(demo).items()
+    return {name: value if isinstance(value, int | float | None) else label(value) for name, value in fields}
+
+
+def label(value: Any) -> str:
     """Return what is shown of a field of a labeled example: the same before it was saved and after."""
     if isinstance(value, Text):
         text = repr(value)

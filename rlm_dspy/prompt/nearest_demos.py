@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.prompt.adapter import is_labeled, longest_of_each_run
+from rlm_dspy.prompt.adapter import is_labeled, label, longest_of_each_run
 from rlm_dspy.signatures import Environment
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"\w+")
-_VALUE_CHARS = 400
-"""Longer values of a labeled example are not compared."""
 
 
 def demos_for_run(act: dspy.Predict, here: Environment, count: int | None) -> list[dict[str, Any]] | None:
@@ -65,7 +63,7 @@ def _long_types(environment: Environment) -> set[str]:
 
 def _nearest(demos: list[dict[str, Any]], here: Environment, count: int) -> list[dict[str, Any]]:
     """Return the nearest demos, the nearest first; a second one of the same task comes after all other tasks."""
-    tasks = [_task_of(demo) for demo in demos]
+    tasks = [_task_of(demo, here) for demo in demos]
     of_each_part = (_cosines(pool, wanted) for *pool, wanted in zip(*tasks, _wording(here), strict=True))
     near = [sum(parts) for parts in zip(*of_each_part, strict=True)]
     ranked = sorted(range(len(demos)), key=lambda at: (tasks[:at].count(tasks[at]), -near[at]))
@@ -89,12 +87,16 @@ def _trigrams(text: str) -> frozenset[str]:
     return frozenset(f" {word} "[at : at + 3] for word in words for at in range(len(word)))
 
 
-def _task_of(demo: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what a demo asks: its small inputs, and its fields."""
+def _task_of(demo: Mapping[str, Any], here: Environment) -> tuple[str, str]:
+    """Return what a demo asks: its small inputs, and its fields.
+
+    Of a labeled example, the fields that are small inputs of the run `here`; all fields if it has none of them.
+    """
     if not is_labeled(demo):
         return _wording(Environment.of(demo["environment"]))
-    values = [str(value) for value in dict(demo).values() if isinstance(value, str | int | float)]
-    return " ".join(value for value in values if len(value) <= _VALUE_CHARS), " ".join(dict(demo))
+    fields = dict(demo)
+    small = [variable.name for variable in here.variables if not variable.long and variable.name in fields]
+    return " ".join(label(fields[name]) for name in small or fields), " ".join(fields)
 
 
 def _wording(environment: Environment) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import dspy
 
 from rlm_dspy.inputs import MEDIA
+from rlm_dspy.prompt.adapter import labels
 from rlm_dspy.prompt.refine_advice import hint, speaking
 from rlm_dspy.streaming.run_stream import WholeReplyAdapter
 
@@ -72,9 +73,7 @@ class PromptAdapter(WholeReplyAdapter):
         """Return the instructions as system message, demos as pairs, then the prompt."""
         system = "\n\n".join(filter(None, (signature.instructions, hint())))
         messages = [{"role": "system", "content": system}]
-        for demo in demos:
-            if not {"prompt", "response"} <= set(demo.keys()):  # a labeled example of the whole task
-                continue
+        for demo in filter(_is_own, demos):
             messages.append({"role": "user", "content": str(demo["prompt"])})
             messages.append({"role": "assistant", "content": str(demo["response"])})
         prompt = inputs["prompt"]
@@ -89,6 +88,11 @@ class PromptAdapter(WholeReplyAdapter):
 _PROMPT_ADAPTER = PromptAdapter()
 
 
+def _is_own(demo: Mapping[str, Any]) -> bool:
+    """Whether a demo is one of this predictor, not a labeled example of the whole task."""
+    return {"prompt", "response"} <= set(demo.keys())
+
+
 class Query(dspy.Predict):
     """The predictor behind `llm_query`: `prompt -> response`, without a format of its own."""
 
@@ -101,3 +105,9 @@ class Query(dspy.Predict):
         """Answer one prompt."""
         with speaking(self, _PROMPT_ADAPTER):
             return await super().aforward(**inputs)
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Return the state; labeled examples of the whole task, which are not shown, without long texts."""
+        state: dict[str, Any] = super().dump_state(json_mode)
+        state["demos"] = [demo if _is_own(demo) else labels(demo) for demo in state["demos"]]
+        return state

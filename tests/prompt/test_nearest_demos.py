@@ -143,6 +143,22 @@ def test_labeled_examples_are_counted_for_themselves() -> None:
     assert shown(QUESTIONS[3], 1, [*labeled, *POOL]) == [3, 7]
 
 
+def test_the_nearest_labeled_examples_are_the_same_after_they_were_saved() -> None:
+    """Their long texts are not compared, neither whole nor as they are shown."""
+    rlm = RLM(ASK, demos_per_run=1)
+    about = [*QUESTIONS[1:], "Which of them?"]
+    rlm.act.demos = [
+        dspy.Example(context=f"{other} " * 200, question=question, answer="a")
+        for question, other in zip(QUESTIONS, about, strict=True)
+    ]
+    loaded = RLM(ASK)
+    loaded.load_state(rlm.dump_state())
+    for question in QUESTIONS:
+        here = environment(question, long=True)
+        (chosen,), (saved,) = (demos_for_run(each.act, here, 1) or [] for each in (rlm, loaded))
+        assert chosen["question"] == saved["question"] == question
+
+
 def test_demos_that_are_known_as_text_only_are_compared_by_their_text() -> None:
     pool = [{**each, "environment": str(each["environment"])} for each in POOL]
     assert shown(QUESTIONS[3], 1, pool) == [3]
