@@ -137,10 +137,11 @@ def test_a_field_of_type_text_takes_both_and_writes_the_short_form() -> None:
     assert len(adapter.dump_json(text)) < 500
 
 
-def test_a_text_inside_lists_and_dicts_becomes_a_str_too() -> None:
+def test_a_text_inside_lists_tuples_and_dicts_becomes_a_str_too() -> None:
     """The REPL sees plain strings at any depth; what holds no Text stays the same object."""
     untouched = [["a"], {"b": 1}]
     assert plain({"parts": [Text("one"), {"two": Text("two")}]}) == {"parts": ["one", {"two": "two"}]}
+    assert [type(part) for part in plain((Text("one"), [Text("two")], 3))] == [str, list, int]
     assert plain(untouched) is untouched
 
 

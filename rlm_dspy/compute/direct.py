@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dspy
 
 from rlm_dspy.errors import LimitExceeded, ReplyCut
-from rlm_dspy.inputs import Text
+from rlm_dspy.inputs import plain
 from rlm_dspy.prompt.free_form_outputs import read_fields
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.value_codec import without_media_marks
@@ -44,7 +44,7 @@ async def answer_directly(port: Port, run: DirectRun, below: int) -> dict[str, A
         run: The run.
         below: The maximum number of tokens of the inputs.
     """
-    inputs = {name: str(value) if isinstance(value, Text) else value for name, value in run.inputs.items()}
+    inputs = {name: plain(value) for name, value in run.inputs.items()}
     if not all(_is_plain(value) for value in inputs.values()):
         return None
     if sum(len(str(value)) for value in inputs.values()) > below * _CHARS_PER_TOKEN:

@@ -45,23 +45,25 @@ _PREVIEW = _Preview(HEAD_CHARS)
 def plain(value: Any, *, depth: int = 4) -> Any:
     """Return the value that the REPL binds for an input: the `str` of a `Text`, any other value unchanged.
 
-    A list or dict that contains a `Text` is copied with its `str` in place of it; others stay the same object.
+    A list, tuple or dict with a `Text` in it is copied, with its `str` in that place; others stay the same object.
 
     Args:
         value: The input.
-        depth: How many levels of lists and dicts are searched.
+        depth: How many levels of lists, tuples and dicts are searched.
     """
     if isinstance(value, Text):
         return str(value)
     if not _holds_text(value, depth):
         return value
-    if isinstance(value, list):
-        return [plain(item, depth=depth - 1) for item in value]
+    if not isinstance(value, dict):
+        parts = [plain(item, depth=depth - 1) for item in value]
+        return tuple(parts) if type(value) is tuple else parts
     return {key: plain(item, depth=depth - 1) for key, item in value.items()}
 
 
 def _holds_text(value: Any, depth: int) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    is_sequence = isinstance(value, list) or type(value) is tuple
+    items = value.values() if isinstance(value, dict) else value if is_sequence else ()
     return isinstance(value, Text) or (depth > 0 and any(_holds_text(item, depth - 1) for item in items))
 
 

@@ -97,6 +97,13 @@ def test_a_text_is_shown_whole_to_a_plain_call() -> None:
     assert TEXT.strip() in str(lm.script.calls[0])
 
 
+def test_texts_in_a_list_are_shown_whole_to_a_plain_call() -> None:
+    """As files are, which a caller passes as a list of paths."""
+    lm = ScriptedLM([DIRECT.format("Kadri")])
+    assert run(lm, context=[Text(TEXT)], compute=Compute(direct_below=100)).stop == "direct"
+    assert TEXT.strip() in str(lm.script.calls[0])
+
+
 def test_the_answer_of_most_runs_is_taken() -> None:
     lm = ScriptedLM([submit("Kadri"), submit("Piret"), submit("piret ")])
     prediction = run(lm, compute=Compute(votes=3))

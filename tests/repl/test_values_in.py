@@ -69,6 +69,7 @@ FACTS: list[tuple[str, Any, str, Any]] = [
     ("a prediction has attributes", dspy.Prediction(a=1, b="c"), "[x.a, x['b']]", [1, "c"]),
     ("a history has messages", dspy.History(messages=[{"q": "a"}]), "x.messages[0]['q']", "a"),
     ("a text inside", {"a": {"b": [Text("long")]}}, "x['a']['b'][0].upper()", "LONG"),
+    ("a text in a tuple", (Text("long"), 1), "x[0].upper()", "LONG"),
     ("a date", [dt.date(2025, 1, 2)], "x[0].month", 1),
     ("a time span", {"a": dt.timedelta(hours=1)}, "x['a'].total_seconds()", 3600.0),
     ("a decimal", [Decimal("1.5")], "str(x[0] + 1)", "2.5"),
