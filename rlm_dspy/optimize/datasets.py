@@ -41,15 +41,28 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
     Args:
         examples: Any examples; they are not changed. Labels of examples with inputs set are kept
             unchanged, for metrics.
-        min_chars: A `str` of at least this many characters becomes a `Text`.
+        min_chars: A `str` of at least this many characters becomes a `Text`, also in lists, tuples and dicts.
     """
     wrapped = []
     for example in examples:
         fields = example if input_names(example) is None else example.inputs()
-        texts = {name: value for name, value in fields.items() if isinstance(value, str)}
-        long = {name: Text(text) for name, text in texts.items() if len(text) >= min_chars}
+        short = {name: _compacted(value, min_chars) for name, value in fields.items()}
+        long = {name: value for name, value in short.items() if value is not fields[name]}
         wrapped.append(example.copy(**long) if long else example)
     return wrapped
+
+
+def _compacted(value: Any, min_chars: int) -> Any:
+    """Return a value with its long texts wrapped; the value itself if it has none."""
+    if isinstance(value, str):
+        return Text(value) if len(value) >= min_chars else value
+    if type(value) not in (list, tuple, dict):
+        return value
+    parts = list(value.values() if isinstance(value, dict) else value)
+    shorter = [_compacted(part, min_chars) for part in parts]
+    if all(new is old for new, old in zip(shorter, parts, strict=True)):
+        return value
+    return dict(zip(value, shorter, strict=True)) if isinstance(value, dict) else type(value)(shorter)
 
 
 def read_examples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
@@ -27,6 +27,17 @@ def test_long_texts_are_wrapped_and_the_rest_stays() -> None:
     assert wrapped.inputs().keys() == example.inputs().keys()
     assert wrapped.question is example.question
     assert compact([wrapped])[0].context is wrapped.context
+
+
+def test_long_texts_in_lists_tuples_and_dicts_are_wrapped() -> None:
+    """What has none stays the same object; a prompt with the example is short."""
+    pages: list[Any] = [{"text": "x" * 5_000}, ("y" * 5_000, 2)]
+    names = ["a", {"b": 1}]
+    (wrapped,) = compact([dspy.Example(pages=pages, names=names).with_inputs("pages", "names")])
+    assert wrapped.pages == pages
+    assert len(repr(wrapped)) < 600
+    assert wrapped.names is names
+    assert isinstance(pages[0]["text"], str)
 
 
 def test_a_wrapped_example_is_short_wherever_dspy_writes_it() -> None:
