@@ -141,7 +141,8 @@ def compare(
             metric returned a value outside 0 to 1.
     """
     examples = with_inputs_set(evalset)
-    scores = [_Scored(program, examples, metric, num_threads) for program in (candidate, incumbent)]
+    programs = {"candidate": candidate, "incumbent": incumbent}
+    scores = [_Scored(name, program, examples, metric, num_threads) for name, program in programs.items()]
     mine, its = scores
     known = [at for at in range(len(examples)) if at not in mine.unjudged and its.scores[at] is not None]
     if not known:
@@ -159,7 +160,9 @@ class _Scored(BaseCallback):
         errors: The exceptions.
     """
 
-    def __init__(self, program: dspy.Module, examples: list[dspy.Example], metric: Metric, threads: int) -> None:
+    def __init__(
+        self, name: str, program: dspy.Module, examples: list[dspy.Example], metric: Metric, threads: int
+    ) -> None:
         self.errors: list[BaseException] = []
         self.unjudged: set[int] = set()
         self._program, self._metric = program, metric
@@ -175,7 +178,7 @@ class _Scored(BaseCallback):
             failure_score=math.nan,
         )
         with dspy.context(callbacks=[*dspy.settings.callbacks, self]):
-            results = evaluate(program).results
+            results = evaluate(program, callback_metadata={"metric_key": name}).results
         if self._outside:
             raise ValueError(
                 f"The metric returned {self._outside[0]:g}; to compare, return scores between 0 and 1."

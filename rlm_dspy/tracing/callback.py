@@ -151,10 +151,16 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     on_interpreter_startup_end = on_interpreter_execute_end = on_interpreter_tool_call_end = _on_end
 
     def on_evaluate_start(self, call_id: str, instance: dspy.Evaluate, inputs: Mapping[str, Any]) -> None:
-        """Remember that the calls in this scope are scored, and the MLflow run around it."""
+        """Remember that the calls in this scope are scored, and the MLflow run around it.
+
+        A named evaluation, as each of `rlm_dspy.optimize.compare`, gets a run of its own in that run.
+        """
         queue = installed_queue()
         if queue is None or queue.open:
-            self._evaluations[call_id] = mlflow.active_run()
+            self._evaluations[call_id] = around = mlflow.active_run()
+            named = (inputs.get("callback_metadata") or {}).get("metric_key")
+            if around is not None and named and not self.optimizer_stack_level:
+                mlflow.start_run(run_name=named, nested=True)
             super().on_evaluate_start(call_id, instance, inputs)
 
     def on_evaluate_end(

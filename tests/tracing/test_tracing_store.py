@@ -19,6 +19,7 @@ from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.progress import Progress
+from rlm_dspy.optimize import compare
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
@@ -159,6 +160,23 @@ def test_every_score_of_evaluate_is_logged(
     scores = [assessment for trace in traces for assessment in trace.info.assessments]
     assert len(traces) == 4 * times
     assert [(each.name, each.value) for each in scores] == [("right", True)] * 4 * times
+
+
+def test_each_side_of_a_comparison_has_a_run_of_its_own(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """In the run around it: one run holds the parameters, the score and the table of one program only."""
+    candidate, incumbent = RLM(SIGNATURE), RLM(SIGNATURE)
+    candidate.act.signature = candidate.act.signature.with_instructions("Look first.")
+    lm = ScriptedLM(lambda _: block("SUBMIT(answer=[question])"))
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter), mlflow.start_run() as around:
+        compare(
+            candidate, incumbent, four_questions(), lambda example, given, _=None: example.gold in given.answer
+        )
+        assert mlflow.active_run() is around
+    runs = {run.info.run_name: run for run in mlflow.search_runs(output_format="list")}
+    of = {name: runs[name].data.params["RLM.act.signature.instructions"] for name in ("candidate", "incumbent")}
+    assert of["candidate"] == "Look first." != of["incumbent"]
+    assert runs["incumbent"].data.tags["mlflow.parentRunId"] == around.info.run_id
+    assert "Failed to log" not in caplog.text
 
 
 class Judge:
