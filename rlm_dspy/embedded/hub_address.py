@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from rlm_dspy.embedded.model_catalog import CATALOGUE, CatalogueModel, find_model
@@ -33,6 +33,7 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _NO_MODEL = ("mmproj", "imatrix")
 """In the names of GGUF files that hold no language model."""
 _LISTED = 12
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,18 @@ class HubFiles:
         """Read what `to_json` wrote, or the hub listed.
 
         Raises:
-            ValueError: If it is something else.
+            ValueError: If it is something else, or a name or a checksum (both become paths) leads out of it.
         """
         from pydantic import TypeAdapter
 
-        return TypeAdapter(cls).validate_json(data)
+        found = TypeAdapter(cls).validate_json(data)
+        for file in found.files:
+            path = PureWindowsPath(file.name)
+            if path.anchor or ".." in path.parts:
+                raise ValueError(f"{file.name!r:.80} is not the path of a file in a repository")
+            if not _SHA256.fullmatch(file.sha256):
+                raise ValueError(f"{file.sha256!r:.80} is not a SHA-256")
+        return found
 
     def to_json(self) -> str:
         """Return it as JSON."""

@@ -67,9 +67,11 @@ def downloaded_addresses() -> list[HubAddress]:
 
 def _read_record(path: Path) -> HubFiles | None:
     try:
-        return HubFiles.from_json(path.read_bytes())
+        record = HubFiles.from_json(path.read_bytes())
+        read_address(record.address)
     except (OSError, ValueError):  # it was not downloaded, or the file is damaged
         return None
+    return record if record.files else None
 
 
 def lm_name(model: CatalogueModel | HubAddress) -> str:

@@ -35,7 +35,7 @@ from rlm_dspy.embedded.model_cache import (
 from rlm_dspy.embedded.model_catalog import megabytes
 from rlm_dspy.embedded.sources import LISTING, hub_command, index_clients, sources
 from rlm_dspy.errors import RLMError
-from rlm_dspy.text import print_to_stderr, write_whole
+from rlm_dspy.text import one_line, print_to_stderr, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +152,10 @@ def _listed(address: HubAddress) -> HubFiles:
         folder = Path(temporary)
         command = hub_command("list", address.repository, address.revision or "main", folder)
         run_client(command, folder, 0, lambda _: None)
-        return HubFiles.from_json((folder / LISTING).read_bytes())
+        try:
+            return HubFiles.from_json((folder / LISTING).read_bytes())
+        except ValueError as error:
+            raise SourceFailed(f"its list of the files cannot be read ({one_line(str(error), 200)})") from error
 
 
 def _fetch(

@@ -17,6 +17,7 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.embedded.hub_address import HubFile, choose_files, named_model, quantization_of, read_address
 from rlm_dspy.embedded.llama_server import ModelUnavailable, Settings
+from rlm_dspy.embedded.model_cache import record_file
 from rlm_dspy.embedded.model_catalog import CATALOGUE
 from rlm_dspy.embedded.pull import PullFailed, pull_model
 from rlm_dspy.errors import UnknownModel
@@ -226,6 +227,42 @@ def test_a_refusal_says_what_to_do(piece: str, answer: tuple[int, str], said: st
     hub.errors[piece] = answer
     with pytest.raises(PullFailed, match=said):
         pull_model(f"{ADDRESS}@v9")
+
+
+@pytest.mark.parametrize("checksum", ["", "../../../../x", "A" * 64])
+def test_a_listed_checksum_that_is_none_names_no_folder(checksum: str, hub: Hub, tmp_path: Path) -> None:
+    hub.sums = dict.fromkeys(FILES, checksum)
+    with pytest.raises(PullFailed, match="its list of the files cannot be read"):
+        pull_model(ADDRESS)
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("name", ["../../../x-Q4_K_M.gguf", "/tmp/x-Q4_K_M.gguf", "a\\..\\..\\x-Q4_K_M.gguf"])
+def test_a_listed_name_leads_out_of_no_folder(name: str, hub: Hub, tmp_path: Path) -> None:
+    hub.files = {name: BYTES}
+    with pytest.raises(PullFailed, match="is not the path of a file in a repository"):
+        pull_model(ADDRESS)
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        '{"address": "hf:../x", "commit": "c", "files": []}',
+        '{"address": "hf:somebody/Tiny-GGUF", "commit": "c", "files": []}',
+        '{"address": "hf:../x", "commit": "c", "files": [{"name": "a", "size": 1, "sha256": "%s"}]}' % ("0" * 64),
+        '{"address": "hf:o/r", "commit": "c", "files": [{"name": "a", "size": 1, "sha256": "../x"}]}',
+    ],
+)
+def test_a_damaged_record_is_that_of_no_download(record: str, hub: Hub) -> None:
+    """The list of models, `path` and `remove` say what they say without it."""
+    record_file(read_address(ADDRESS)).parent.mkdir(parents=True)
+    record_file(read_address(ADDRESS)).write_text(record)
+    for command, said in {"list": "Folder:", "path": "models pull", "remove": "was not on this machine"}.items():
+        done = CliRunner().invoke(app, ["models"] if command == "list" else ["models", command, ADDRESS])
+        assert said in done.output, done.output
+        assert "Also here" not in done.output
 
 
 def test_offline_and_unreachable_hubs_are_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
