@@ -36,8 +36,14 @@ class _Demo(BaseModel):
     trajectory: str | Trajectory = ""
 
 
+class _Field(BaseModel):
+    prefix: str
+    description: str
+
+
 class _Signature(BaseModel):
     instructions: str
+    fields: list[_Field]
 
 
 class _Act(BaseModel):
@@ -89,8 +95,11 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
     except ValidationError as error:
         parts = ((".".join(map(str, part["loc"])) or "the file", part["msg"]) for part in error.errors())
         wrong = "; ".join(f"{where}: {why}" for where, why in parts)
+        version = content.get("version") if isinstance(content, dict) else None
         if isinstance(content, dict) and "metadata" in content:
             wrong = "it is the state of a program, which program.load(path) loads"
+        elif isinstance(version, int) and version > POLICY_VERSION:
+            wrong = f"it is of version {version}, and this release reads {POLICY_VERSION}; install a newer one"
         raise _invalid(policy, wrong) from error
     except OSError as error:
         raise _invalid(policy, error.strerror or str(error)) from error

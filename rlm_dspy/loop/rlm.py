@@ -182,7 +182,8 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
         self.on_code = on_code
         self.on_tool = on_tool
         self.on_submit = on_submit
-        if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
+        chosen = signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy
+        if chosen is not None:
             self.act.load_state(signatures.load_policy(chosen))
         if demos_per_run is not None:
             self.demos_per_run = demos_per_run

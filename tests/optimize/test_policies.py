@@ -274,6 +274,7 @@ def test_an_interval_of_differences_has_a_middle_and_stays_in_range(differences:
         ([], "act: Input should be"),
         ({"signature": {}, "demos": []}, "act.signature.instructions: Field required"),
         ({"signature": {"instructions": "Go."}}, "act.demos: Field required"),
+        ({"signature": {"instructions": "Go."}, "demos": []}, "act.signature.fields: Field required"),
         ({"signature": {"instructions": "Go."}, "demos": ["x"]}, "act.demos.0: Input should be"),
         (
             {"signature": {"instructions": "Go."}, "demos": [{"code": 1}]},
@@ -292,6 +293,20 @@ def test_a_file_that_is_no_policy_is_told_so_when_it_is_loaded(act: Any, said: s
     with pytest.raises(ValueError, match="Invalid policy") as caught:
         RLM("question -> answer", policy=path)
     assert said in str(caught.value)
+
+
+def test_a_policy_of_a_newer_release_says_so(tmp_path: Path) -> None:
+    """The fix is a newer release of this package."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"version": 2, "act": []}))
+    with pytest.raises(ValueError, match="it is of version 2, and this release reads 1; install a newer one"):
+        RLM("question -> answer", policy=path)
+
+
+def test_an_empty_name_of_a_policy_is_refused() -> None:
+    """A run without the policy that was meant would say nothing of it."""
+    with pytest.raises(ValueError, match="Invalid policy ''"):
+        RLM("question -> answer", policy="")
 
 
 def test_a_policy_gives_no_model_whatever_its_file_says(tmp_path: Path) -> None:
