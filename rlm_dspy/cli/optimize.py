@@ -31,6 +31,7 @@ from rlm_dspy.cli.errors import (
 from rlm_dspy.cli.options import Debug, Trace, command, traced
 from rlm_dspy.cli.program import (
     input_names,
+    input_types,
     labelled,
     labels_equal,
     load_metric,
@@ -166,7 +167,8 @@ def _prepared(options: OptimizeOptions) -> tuple[Job, list[dspy.Example]]:
     metric = load_metric(module, options.metric)
     fields = [name.strip() for name in options.inputs.split(",")] if options.inputs else input_names(program)
     files = [path for path in (options.train, options.dev, options.held_out) if path]
-    data = {path: read_examples(path, fields, optional_inputs(program)) for path in files}
+    optional, types = optional_inputs(program), input_types(program)
+    data = {path: read_examples(path, fields, optional, types) for path in files}
     if metric is labels_equal:
         data = {path: labelled(examples, program, path.name) for path, examples in data.items()}
     train, dev = data[options.train], data[options.dev or options.train]

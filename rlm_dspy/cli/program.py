@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rlm_dspy
 from rlm_dspy.errors import UsageError
@@ -139,3 +139,9 @@ def optional_inputs(program: dspy.Module) -> set[str]:
     """Return the names of an RLM's inputs with a default."""
     inputs = program.signature.input_fields if isinstance(program, rlm_dspy.RLM) else {}
     return {name for name, field in inputs.items() if not field.is_required()}
+
+
+def input_types(program: dspy.Module) -> dict[str, Any]:
+    """Return the types of an RLM's inputs by name; none of another program's."""
+    inputs = program.signature.input_fields if isinstance(program, rlm_dspy.RLM) else {}
+    return {name: field.annotation for name, field in inputs.items()}

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import dspy
 
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID, BaseCallback, input_names
-from rlm_dspy.inputs import Text
+from rlm_dspy.inputs import MEDIA, Files, Table, Text
 from rlm_dspy.optimize.rollouts import run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.text import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -66,20 +67,25 @@ def _compacted(value: Any, min_chars: int) -> Any:
 
 
 def read_examples(
-    path: str | os.PathLike[str], inputs: Sequence[str], optional: Collection[str] = ()
+    path: str | os.PathLike[str],
+    inputs: Sequence[str],
+    optional: Collection[str] = (),
+    types: Mapping[str, Any] | None = None,
 ) -> list[dspy.Example]:
     """Return the examples of a JSON Lines file: one object per line, one key per field.
 
-    A value `{"file": "articles.md"}` stands for a UTF-8 file, relative to the dataset's folder.
+    A value `{"file": "articles.md"}` stands for a UTF-8 file, relative to the dataset's folder; for a table or a
+    folder if its field has the type `Table` or `Files`.
 
     Args:
         path: The file.
         inputs: The names of the input fields; the other keys are labels.
         optional: The inputs that a line may omit because they have a default.
+        types: The types of inputs, into which their values are read; default: as JSON has them.
 
     Raises:
-        ValueError: If the file does not exist or is empty; if a line is not a JSON object, lacks an input, or
-            names a missing file (the message names the line); if the file is not UTF-8.
+        ValueError: If the file does not exist or is empty; if a line is not a JSON object, lacks an input, has one
+            of another type, or names a missing file (the message names the line); if the file is not UTF-8.
     """
     source = Path(path)
     if not source.is_file():
@@ -92,7 +98,7 @@ def read_examples(
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                examples.append(_read(line, inputs, optional, source.parent))
+                examples.append(_read(line, inputs, optional, types or {}, source.parent))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{source.name}, line {number}: {error}") from error
     if not examples:
@@ -100,20 +106,29 @@ def read_examples(
     return compact(examples)
 
 
-def _read(line: str, inputs: Sequence[str], optional: Collection[str], folder: Path) -> dspy.Example:
+def _read(
+    line: str, inputs: Sequence[str], optional: Collection[str], types: Mapping[str, Any], folder: Path
+) -> dspy.Example:
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, got {type(fields).__name__}")  # noqa: TRY004  # an error in the file
     if missing := [name for name in inputs if name not in fields and name not in optional]:
         raise ValueError(f"the input {missing[0]!r} is missing; the fields are {sorted(fields)}")
-    example = dspy.Example(**{name: _value(value, folder) for name, value in fields.items()})
+    example = dspy.Example(**{name: _value(name, value, folder, types) for name, value in fields.items()})
     return example.with_inputs(*(name for name in inputs if name in fields))
 
 
-def _value(value: JsonValue, folder: Path) -> JsonValue | Text:
+def _value(name: str, value: JsonValue, folder: Path, types: Mapping[str, Any]) -> Any:
+    kind = types.get(name, str)
     if isinstance(value, dict) and set(value) == {"file"}:
-        return Text.open(folder / str(value["file"]))
-    return value
+        return (kind if kind in (Files, Table) else Text).open(folder / str(value["file"]))
+    if kind in (str, Any, *MEDIA):
+        return value
+    try:
+        return read_value(value, kind)
+    except ValueError as error:
+        fix = '; write {"file": "its path"}' if kind in (Files, Table) else ""
+        raise ValueError(f"the input {name!r}: {error}{fix}") from error
 
 
 Each = Literal["call", "run"]

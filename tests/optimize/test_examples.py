@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
 
-from rlm_dspy import Text
+from rlm_dspy import Files, Table, Text
 from rlm_dspy.optimize import compact, read_examples
 
 if TYPE_CHECKING:
@@ -57,6 +59,43 @@ def test_lines_of_json_are_read(tmp_path: Path) -> None:
     assert str(example.context) == "long text"
     assert example.inputs().keys() == ["context", "question"]
     assert example.answer == [1]
+
+
+TYPES = {"table": Table, "files": Files, "day": dt.date, "least": float | None, "picture": dspy.Image, "q": str}
+
+
+def test_values_are_read_into_the_types_of_the_inputs(tmp_path: Path) -> None:
+    """So what is learned is learned on what the program is given later; labels stay as they are."""
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "data.jsonl").write_text(
+        '{"table": {"file": "rows.csv"}, "files": {"file": "."}, "day": "2024-01-02", "least": null, '
+        '"picture": "data:image/png;base64,AAAA", "q": {"file": "rows.csv"}, "seen": "2024-01-02"}'
+    )
+    (example,) = read_examples(tmp_path / "data.jsonl", list(TYPES), types=TYPES)
+    kinds = {name: type(value) for name, value in example.items()}
+    assert kinds == {
+        "table": Table,
+        "files": Files,
+        "day": dt.date,
+        "least": type(None),
+        "picture": str,
+        "q": Text,
+        "seen": str,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"day": "soon"}', "line 1: the input 'day': expected date, got str 'soon'; write it like"),
+        ('{"table": "a,b"}', "the input 'table': expected Table, got str 'a,b'; write {\"file\": \"its path\"}"),
+    ],
+)
+def test_a_value_of_another_type_is_named(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(line)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_examples(path, [], types=TYPES)
 
 
 @pytest.mark.parametrize(
