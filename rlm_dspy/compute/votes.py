@@ -58,6 +58,8 @@ async def vote(
 ) -> RunPrediction:
     """Return the answer that most of some runs give, with `agreement` and the usage of all.
 
+    DSPy's trace gets the calls of the run whose answer it is: optimizers would take those of other runs for right.
+
     Args:
         compute: How many runs, and when.
         limits: The limits of all runs together.
@@ -67,25 +69,43 @@ async def vote(
     Raises:
         Exception: Whatever ends the first run. An error that ends a later one ends the voting.
     """
-    started = time.monotonic()
-    made = [await run(0, limits)]
+    started, trace, traces = time.monotonic(), dspy.settings.trace, list[list[Any]]()
+
+    async def traced(number: int, limits: Limits) -> RunPrediction:
+        traces.append([])
+        with dspy.context(trace=None if trace is None else traces[-1]):
+            return await run(number, limits)
+
+    try:
+        made = [await traced(0, limits)]
+    except BaseException:
+        _add(trace, traces[0])
+        raise
     while len(made) < compute.votes and (len(made) > 1 or _goes_on(compute, made[0], outputs)):
         left = _left(limits, made, time.monotonic() - started)
         if left is None or _is_decided(made, outputs, compute.votes):
             break
         try:
-            made.append(await run(len(made), left))
+            made.append(await traced(len(made), left))
         except (dspy.LMError, RLMError, dspy.CodeInterpreterError) as error:
             _logger.warning("RLM: vote %d failed: %s: %s", len(made) + 1, type(error).__name__, error)
             break
-    return _chosen(made, outputs)
+    best = _best(made, outputs)
+    _add(trace, traces[best])
+    return _with_agreement(made, best, outputs)
+
+
+def _add(trace: list[Any] | None, calls: list[Any]) -> None:
+    """Add calls to DSPy's trace, if there is one."""
+    if trace is not None:
+        trace.extend(calls)
 
 
 @contextlib.contextmanager
 def replies_anew(rlm: Program, number: int) -> Iterator[None]:
     """Let a copy of a module get other replies in this scope than an earlier run: no cache answers for it.
 
-    An LM with temperature 0 gets 0.7.
+    An LM with temperature 0 gets 0.7. In DSPy's trace, calls are those of the module's own predictors.
 
     Args:
         rlm: The copy; its LMs are replaced.
@@ -94,13 +114,19 @@ def replies_anew(rlm: Program, number: int) -> Iterator[None]:
     if not number:
         yield
         return
+    own = {}
     for name in ("act", "query"):
         predictor = copy.copy(getattr(rlm, name))
         predictor.lm = _anew(predictor.lm, number)
+        own[id(predictor)] = getattr(rlm, name)
         setattr(rlm, name, predictor)
     rlm.sub_lm = _anew(rlm.sub_lm, number)
-    with dspy.context(lm=_anew(dspy.settings.lm, number)):
-        yield
+    try:
+        with dspy.context(lm=_anew(dspy.settings.lm, number)):
+            yield
+    finally:
+        if (trace := dspy.settings.trace) is not None:
+            trace[:] = [(own.get(id(predictor), predictor), *call) for predictor, *call in trace]
 
 
 def _anew(lm: dspy.BaseLM | None, number: int) -> dspy.BaseLM | None:
@@ -137,17 +163,21 @@ def _left(limits: Limits, made: Sequence[RunPrediction], seconds: float) -> Limi
     return replace(limits, **left) if is_enough else None
 
 
-def _chosen(made: Sequence[RunPrediction], outputs: Sequence[str]) -> RunPrediction:
-    """Return the first prediction with the most frequent answer, with the usage of all."""
+def _best(made: Sequence[RunPrediction], outputs: Sequence[str]) -> int:
+    """Return the number of the first prediction with the most frequent answer."""
     keys = [_key(each, outputs) for each in made]
     counts = Counter(filter(None, keys))
-    best = max(counts, key=lambda key: (counts[key], -keys.index(key)), default=keys[0])
-    prediction = made[keys.index(best)]
+    return keys.index(max(counts, key=lambda key: (counts[key], -keys.index(key)), default=keys[0]))
+
+
+def _with_agreement(made: Sequence[RunPrediction], best: int, outputs: Sequence[str]) -> RunPrediction:
+    """Return the best of some predictions, with the usage of all."""
+    prediction, keys = made[best], [_key(each, outputs) for each in made]
     if len(made) > 1:
         prediction["usage"] = _usage_of(made).model_dump() if "usage" not in outputs else prediction["usage"]
     agreement = Agreement(
         runs=len(made),
-        agreeing=counts.get(best, 0),
+        agreeing=keys.count(keys[best]) if keys[best] else 0,
         answers=[{name: jsonable(each[name]) for name in outputs} for each in made],
         stops=[each.stop for each in made],
     )

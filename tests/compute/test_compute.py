@@ -122,6 +122,25 @@ def test_no_vote_is_made_that_cannot_change_the_answer() -> None:
     assert prediction.agreement["runs"] == prediction.agreement["agreeing"] == 2
 
 
+def test_the_trace_has_the_calls_of_the_run_that_won() -> None:
+    """By the predictors of the module: a demo of another run would teach a wrong answer."""
+    rlm = RLM("context -> answer: str", compute=Compute(votes=3))
+    lm = ScriptedLM([submit("Kadri"), submit("Piret"), submit("Piret")])
+    with dspy.context(lm=lm, trace=[]):
+        assert rlm(context=TEXT).answer == "Piret"
+        ((predictor, _, outputs),) = dspy.settings.trace
+    assert predictor is rlm.act
+    assert "Piret" in outputs.code
+
+
+def test_the_trace_of_a_vote_that_fails_has_its_calls() -> None:
+    rlm = RLM("context -> answer: str", compute=Compute(votes=3))
+    with dspy.context(lm=ScriptedLM(["```python\nprint(1)\n```", RuntimeError("gone")]), trace=[]):
+        with pytest.raises(dspy.LMError):
+            rlm(context=TEXT)
+        assert [predictor for predictor, _, _ in dspy.settings.trace] == [rlm.act]
+
+
 def test_without_votes_nothing_is_said_of_agreement() -> None:
     assert "agreement" not in run(ScriptedLM([submit("Kadri")]))
 
