@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """Maximum number of attempts until an answer can be parsed into the types."""
 _COMPLAINT_CHARS = 600
+_forgetting = threading.Lock()
 _CHAT = dspy.ChatAdapter()
 """DSPy's default adapter; one instance, because its JSON schemas of a signature are slow to build."""
 _CHAT.format_field_structure = functools.lru_cache(maxsize=64)(_CHAT.format_field_structure)
@@ -165,6 +166,7 @@ class Batch:
         callee = self.callee
         unread: dspy.AdapterParseError | None = None
         while True:
+            result = None
             try:
                 entered = metered(self.ledger, callee.role, counted=callee.kind != "child", mirror=item.spent)
                 with entered as item.meter, _retrying_after(unread) if unread else contextlib.nullcontext():
@@ -177,6 +179,7 @@ class Batch:
                 return callee.answer(self._said(item, result))
             except (dspy.AdapterParseError, dspy.LMError, ReplyCut, Unanswered) as error:
                 if self._asks_cheaply(item):
+                    _forget(result)
                     continue  # the usual LM has not seen this reply
                 if not isinstance(error, dspy.AdapterParseError):
                     raise
@@ -184,6 +187,7 @@ class Batch:
                 if found and (item.attempts == ATTEMPTS or not takes_any_text(callee.module.signature)):
                     return sent(callee.value_of(dspy.Prediction(**found)))
                 if item.attempts < ATTEMPTS:
+                    _forget(result)
                     unread = error
                 elif thinking := only_thinking_of(next(reversed(_replies(item)), None)):
                     raise ReplyCut("holds only thinking and no answer", thinking) from error
@@ -222,6 +226,17 @@ class Batch:
             return callee.module(**inputs)
         name = callee.interface.name if callee.must_be_awaited else ""
         return LoopCall(callee.module.acall(**inputs), name).result(self._loop)
+
+
+def _forget(refused: Any) -> None:
+    """Remove an answer that is asked for again from DSPy's trace: optimizers would make a demo of it."""
+    trace = dspy.settings.trace
+    if refused is not None and trace:
+        with _forgetting:  # other threads only append
+            for at in reversed(range(len(trace))):
+                if trace[at][2] is refused:
+                    del trace[at]
+                    return
 
 
 def _replies(item: SubCallItem) -> list[Any]:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, TypeAdapter
 
 from rlm_dspy import RLM
+from rlm_dspy.compute import Compute
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.repl.coercion import read_answer, read_value, type_of
 from rlm_dspy.repl.type_names import name_of
@@ -173,6 +174,19 @@ def test_the_second_attempt_is_told_what_was_wrong(factory: Any) -> None:
     with dspy.context(lm=lm, interpreter_factory=factory):
         assert RLM("q -> a", subs=[Rate], max_iters=1)(q="?").a == "5"
     assert "score: Input should be less than or equal to 5" in lm.script.calls[-1][-1]["content"]
+
+
+@pytest.mark.parametrize("how", ["by the same LM", "by the usual LM"])
+def test_an_answer_that_is_asked_for_again_is_not_in_the_trace(how: str) -> None:
+    """Optimizers make demos of what is there, and would teach the answer that was refused."""
+    replies = [answer(score="9"), answer(code="eu"), answer()]
+    cheap = ScriptedLM(subs=[replies.pop(0)]) if how == "by the usual LM" else None
+    rlm = RLM("q -> a", subs=[Rate], max_iters=1, compute=Compute(cheap_lm=cheap))
+    lm = ScriptedLM(act=[block("SUBMIT(a=str(rate(text='t').score))")], subs=replies)
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter, trace=[]):
+        rlm(q="?")
+        found = [(predictor, outputs.get("score")) for predictor, _, outputs in dspy.settings.trace]
+    assert found == [(rlm.act, None), (rlm.subs.rate, 3)]
 
 
 @INTERPRETERS
