@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from rlm_dspy.optimize.statistics import Metric
+    from rlm_dspy.optimize.traced_runs import Trace
 
     Chat = list[dict[str, Any]]
     """The messages of a call, then the reply."""
@@ -136,24 +138,31 @@ Each = Literal["call", "run"]
 
 @dataclass
 class ChatRecorder(BaseCallback):
-    """Records the messages and replies of one predictor's calls.
+    """Records the messages and replies of one predictor's calls, those of its copies in runs that vote included.
 
     Add it to the callbacks: `with dspy.context(callbacks=[*dspy.settings.callbacks, recorder])`.
 
     Attributes:
         predictor: The predictor object.
-        chats: The messages and reply of each call, in the order in which calls end. A call with retries has only
-            its last request; a failed call or a turn without code is not recorded.
     """
 
     predictor: dspy.Predict
-    chats: list[Chat] = field(default_factory=list)
+    _ended: list[tuple[Any, Chat]] = field(default_factory=list, repr=False)
     _calls: dict[str, Chat] = field(default_factory=dict, repr=False)
     _sent: dict[str, tuple[str, Chat]] = field(default_factory=dict, repr=False)
 
+    def chats_in(self, trace: Trace) -> list[Chat]:
+        """Return the messages and reply of each call that is in a trace, in the order in which calls end.
+
+        A call with retries has only its last request. Left out are failed calls, answers that were asked for
+        again, runs that lost a vote, and turns without code.
+        """
+        kept = {id(outputs) for predictor, _, outputs in trace or () if predictor is self.predictor}
+        return [chat for outputs, chat in self._ended if id(outputs) in kept]
+
     def on_module_start(self, call_id: str, instance: dspy.Module, inputs: Mapping[str, Any]) -> None:
-        """Start a call of the predictor."""
-        if instance is self.predictor:
+        """Start a call of the predictor, or of one like it."""
+        if type(instance) is type(self.predictor) and instance.signature is self.predictor.signature:
             self._calls[call_id] = []
 
     def on_module_end(
@@ -163,7 +172,7 @@ class ChatRecorder(BaseCallback):
         chat = self._calls.pop(call_id, None)
         no_code = isinstance(self.predictor, Act) and not getattr(outputs, "code", "")
         if chat and exception is None and not no_code:
-            self.chats.append(chat)
+            self._ended.append((outputs, chat))
 
     def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
         """Remember the messages."""
@@ -226,11 +235,13 @@ def export_chats(
 
     def collect(example: dspy.Example) -> None:
         recorder = ChatRecorder(predictors[predictor])
-        with dspy.context(callbacks=[*dspy.settings.callbacks, recorder], trace=[]):
+        with dspy.context(callbacks=[*dspy.settings.callbacks, recorder], trace=[], max_trace_size=sys.maxsize):
             prediction = program(**example.inputs())
-            score = score_of(metric(example, prediction, list(dspy.settings.trace)))
+            trace = list(dspy.settings.trace)
+            score = score_of(metric(example, prediction, trace))
         if score >= min_score:
-            chats.extend(_longest(recorder.chats) if each == "run" else recorder.chats)
+            found = recorder.chats_in(trace)
+            chats.extend(_longest(found) if each == "run" else found)
 
     check_writable(path)
     ended = False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import dspy
 import pytest
+from pydantic import Field
 
 from rlm_dspy import RLM
+from rlm_dspy.compute import Compute
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import export_chats, upstream
 from rlm_dspy.testing import ScriptedLM
@@ -81,6 +83,24 @@ def test_a_run_may_be_one_line(tmp_path: Path) -> None:
     replies = [block("print(1)"), block("print(2)"), block("SUBMIT(answer='a')")]
     (chat,), _ = exported(tmp_path / "c.jsonl", replies, each="run")
     assert [message["role"] for message in chat] == ["system", "user"] + ["assistant", "user"] * 2 + ["assistant"]
+
+
+def test_a_run_that_lost_a_vote_is_not_taught(tmp_path: Path) -> None:
+    """The one whose answer was given is, though its predictor was a copy."""
+    replies = [block("SUBMIT(answer='b')"), block("SUBMIT(answer='a')"), block("SUBMIT(answer='a')")]
+    (chat,), _ = exported(tmp_path / "c.jsonl", replies, RLM(ASK, compute=Compute(votes=3)))
+    assert "SUBMIT(answer='a')" in chat[-1]["content"]
+
+
+def test_an_answer_that_was_asked_for_again_is_not_taught(tmp_path: Path) -> None:
+    """Of a sub whose constraint it broke."""
+    signature = dspy.Signature("text -> score: int").with_updated_fields(
+        "score", type_=Annotated[int, Field(le=5)]
+    )
+    replies = [block("SUBMIT(answer='a' if rate(text='t') == 3 else 'b')"), fields(score="9"), fields(score="3")]
+    program = RLM(ASK, subs={"rate": signature})
+    (chat,), _ = exported(tmp_path / "c.jsonl", replies, program, predictor="subs.rate")
+    assert chat[-1]["content"] == fields(score="3")
 
 
 class FinetunedLM(ScriptedActor):
