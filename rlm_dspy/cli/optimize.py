@@ -300,13 +300,19 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeO
     If a policy exists at `--out`, the comparison is with the program with that policy, so that no worse policy
     replaces it.
     """
+    from rlm_dspy._dspy_compat import thawing
     from rlm_dspy.optimize import with_policy
     from rlm_dspy.optimize.policy_provenance import act_of
     from rlm_dspy.optimize.promotion import check_held_out
 
     if options.log_dir:
         _check_log_dir(options.log_dir, job, options.optimizer)
-    act_of(job.program, options.predictor)
+    act = act_of(job.program, options.predictor)
+    if all(act is not each for each in job.program.predictors()):
+        raise UsageError(
+            f"The RLM in {options.program} is frozen, as it was compiled before, so no optimizer changes it. "
+            f"Unfreeze it: {'; '.join(thawing(job.program))}."
+        )
     if options.state:
         _check_state(options.state, job.program)
     if held_out:

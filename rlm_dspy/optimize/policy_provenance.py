@@ -110,7 +110,8 @@ def act_of(program: dspy.Module, name: str | None = None) -> Act:
 def acts_in(program: dspy.Module) -> dict[str, Act]:
     """Return the `act` predictors of a program by name; those of compiled, frozen RLMs if there are no others."""
     acts = {name: p for name, p in program.named_predictors() if isinstance(p, Act)}
-    return acts or {name.removeprefix("self."): act for name, act in program.named_sub_modules(Act)}
+    found = acts or {name.removeprefix("self."): act for name, act in program.named_sub_modules(Act)}
+    return {name: act for name, act in found.items() if "candidate_programs[" not in name}  # what optimizers keep
 
 
 def with_policy(program: dspy.Module, policy: str | os.PathLike[str] | None) -> Any:

@@ -128,6 +128,20 @@ def test_a_store_that_goes_away_ends_no_optimization(
     )
 
 
+def test_a_program_that_no_optimizer_would_change_is_refused_before_anything_is_paid() -> None:
+    """The RLM in it was compiled before."""
+    Path("program.py").write_text(
+        "import dspy\nfrom rlm_dspy import RLM\n"
+        "program = dspy.Module()\nprogram.find = RLM('context, question -> answer')\n"
+        "program.find._compiled = True\n"
+    )
+    lm = ScriptedActor()
+    done = optimize("--inputs", "context,question", "--yes", lm=lm)
+    assert done.exit_code == 2
+    assert "Unfreeze it: program.find._compiled = False." in " ".join(done.stderr.split())
+    assert not lm.script.calls
+
+
 def test_what_is_not_better_is_not_written() -> None:
     """The exit code says so."""
     wrong = ScriptedLM(lambda _: "```python\nSUBMIT(answer='no')\n```")

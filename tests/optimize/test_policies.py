@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rlm_dspy import RLM, signatures
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import Comparison, compare, load_policy, promote, save_policy, with_policy
+from rlm_dspy.optimize.policy_provenance import acts_in
 from rlm_dspy.optimize.statistics import paired, sign_test, wilson
 from rlm_dspy.testing import ScriptedLM
 from tests.optimize.matrix_programs import Two
@@ -129,6 +130,17 @@ def test_a_policy_of_a_frozen_rlm_is_saved(tmp_path: Path) -> None:
         save_policy(program, tmp_path / "p.json", name="p")
     save_policy(program, tmp_path / "p.json", name="p", predictor="find.act")
     assert load_policy(tmp_path / "p.json")["signature"]["instructions"] == "Good."
+
+
+def test_the_candidates_that_an_optimizer_keeps_are_no_rlms_of_a_program(tmp_path: Path) -> None:
+    """Of a frozen one, that of the program is saved."""
+    frozen: Any = RLM("question -> answer")
+    frozen.candidate_programs = [{"program": RLM("question -> answer"), "score": 1.0}]
+    frozen._compiled = True
+    program: Any = dspy.Module()
+    program.find = frozen
+    save_policy(program, tmp_path / "p.json", name="p")
+    assert list(acts_in(program)) == ["find.act"]
 
 
 def test_a_policy_is_put_into_every_rlm_of_a_copy(tmp_path: Path) -> None:
