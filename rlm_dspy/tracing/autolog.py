@@ -66,7 +66,7 @@ def autolog(
             experiment cannot be created there.
     """
     if store is not None and not disable:
-        _check_store(store)
+        check_store(store)
     callbacks = dspy.settings.callbacks
     own = next((callback for callback in callbacks if isinstance(callback, SpanCallback)), None)
     rest = [callback for callback in callbacks if not isinstance(callback, MlflowCallback)]
@@ -89,8 +89,12 @@ def autolog(
         _set_experiment(experiment)
 
 
-def _check_store(store: str) -> None:
-    """Open a store, to reject an invalid one here and not in each run."""
+def check_store(store: str) -> None:
+    """Open a store, to reject an invalid one here and not in each run.
+
+    Raises:
+        ValueError: If it cannot be opened; the message names the fix.
+    """
     try:
         with _settings():
             mlflow.MlflowClient(tracking_uri=store)

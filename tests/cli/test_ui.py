@@ -41,3 +41,21 @@ def test_the_store_is_of_the_environment_or_of_this_folder_or_of_the_last_traced
     assert found_store() == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     assert found_store() == "http://localhost:5000"
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("sqlite:///none.db", "none.db does not exist. Correct the path, or log a run with"),
+        ("sqlite:///rows.csv", "Invalid store 'sqlite:///rows.csv'"),
+        ("none.db", "Invalid store 'none.db': name a database file as 'sqlite:///none.db'"),
+        ("nobody://x", "Invalid store 'nobody://x'"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_starts_no_server(store: str, said: str) -> None:
+    """And nothing is created in its place."""
+    Path("rows.csv").write_text("a,b\n")
+    result = CliRunner().invoke(app, ["ui", "--store", store])
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert [path.name for path in Path().iterdir()] == ["rows.csv"]

@@ -32,13 +32,15 @@ def ui(
 ) -> None:
     """Serve the runs that were logged to MLflow (`ask --trace`) for a browser, until Ctrl-C.
 
-    Exit codes: 0 after Ctrl-C, 2 if there is no store, 3 if the server could not be started.
+    Exit codes: 0 after Ctrl-C, 2 if there is no store that can be opened, 3 if the server could not be started.
     """
     with errors_as_lines(debug=False):
         served = store or found_store()
     if served.startswith("http"):
         tell(f"The store is a server: open {served} in a browser.")
         return
+    with errors_as_lines(debug=False):
+        check_served(served)
     check_port(port)
     address = f"http://127.0.0.1:{port}"
     tell(f"Serving {served} at {address} (the first start takes half a minute). Press Ctrl-C to stop.")
@@ -70,6 +72,26 @@ def found_store() -> str:
         "store of an earlier `ask --trace` is left. Log a run with `rlm-dspy ask ... --trace`, or name the store: "
         "rlm-dspy ui --store sqlite:///PATH/mlflow.db"
     )
+
+
+def check_served(store: str) -> None:
+    """Check that a store can be opened: the server ends with a long traceback, or creates an empty database.
+
+    Raises:
+        UsageError: If not; the message names the fix.
+    """
+    from rlm_dspy.tracing.autolog import check_store
+
+    path = store.removeprefix("sqlite:///").partition("?")[0]
+    if store.startswith("sqlite:///") and not Path(path).is_file():
+        raise UsageError(
+            f"Invalid store {store!r}: {path} does not exist. Correct the path, or log a run with "
+            "`rlm-dspy ask ... --trace`."
+        )
+    try:
+        check_store(store)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _tell_of_runs(address: str, process: subprocess.Popen[bytes]) -> None:
