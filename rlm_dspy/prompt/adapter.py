@@ -150,7 +150,7 @@ class Act(dspy.Predict):
 def labels(demo: Mapping[str, Any]) -> dict[str, Any]:
     """Return a labeled example as it is saved: what is shown of its fields."""
     fields = dict(demo).items()
-    return {name: value if isinstance(value, int | float | None) else label(value) for name, value in fields}
+    return {name: value if isinstance(value, int | None) else label(value) for name, value in fields}
 
 
 def label(value: Any) -> str:

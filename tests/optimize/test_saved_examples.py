@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def test_a_program_with_labeled_examples_is_saved(make: Callable[[], Any], suffi
     "value",
     [
         Decimal("1.5"),
+        math.nan,
         {"a", "b"},
         ROWS,
         dt.timedelta(hours=1),
