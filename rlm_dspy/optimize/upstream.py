@@ -214,7 +214,8 @@ class Ensemble(dspy.Ensemble):
         """Return a program that calls each of `programs` and reduces their answers."""
         members = [program.deepcopy() for program in programs]
         for member in members:
-            thaw(member)
+            for _, module in member.named_sub_modules(dspy.Module):
+                thaw(module)
         return super().compile(members)
 
 

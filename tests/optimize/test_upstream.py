@@ -173,6 +173,17 @@ def test_an_ensemble_is_saved_with_what_its_members_learned() -> None:
     assert upstream.Ensemble().compile([member]).dump_state()["programs[0].act"]["demos"]
 
 
+def test_an_ensemble_is_saved_with_what_was_compiled_inside_its_members() -> None:
+    """A part that was compiled before its program is frozen too."""
+    member = Two()
+    member.find.act.signature = member.find.act.signature.with_instructions("Look first.")
+    member.find._compiled = True  # as an optimizer leaves it
+    fresh = upstream.Ensemble().compile([Two()])
+    fresh.load_state(upstream.Ensemble().compile([member]).dump_state())
+    assert fresh.programs[0].find.act.signature.instructions == "Look first."
+    assert member.find._compiled
+
+
 def test_what_is_shown_is_short_plain_data() -> None:
     """Of long runs the last turns."""
     steps = tuple(Step(code=f"c{n}", output="o" * 50_000) for n in range(40))
