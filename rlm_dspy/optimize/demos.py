@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -11,6 +12,7 @@ import dspy
 
 from rlm_dspy.inputs import HostInput, Text
 from rlm_dspy.prompt.adapter import is_labeled
+from rlm_dspy.replies.code_blocks import bound_names, parse
 from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Step, Trajectory
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _REASONING_CHARS = 400
 _COMPARED_CHARS = 2_000
+_MOST_TURNS = 4
+"""Maximum number of turns of a demo, before the last."""
 _ITEMS = 4
 """Number of items of a long list or dict that a demo shows."""
 _ALIKE = 0.9
@@ -47,10 +51,15 @@ class Demo:
 
 
 def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environment_chars: int = 4_000) -> Demo:
-    """Return the demo of a run: its first turn, a failed turn and its repair, the last turn and the one before."""
+    """Return the demo of a run: its first turn, a failed turn and its repair, the last turn and the one before.
+
+    If there are fewer than four before the last, the latest are added that bind a name which their code uses.
+    """
     failed = run.recovered_at
     wanted = {0, len(run.steps) - 1} | (set() if failed is None else {failed, failed + 1})
-    kept = sorted(at for at in wanted if 0 <= at < len(run.steps))
+    wanted = {at for at in wanted if 0 <= at < len(run.steps)}
+    binding = _binding([*(step.code for step in run.steps), run.code], wanted)
+    kept = sorted(wanted.union(binding[: _MOST_TURNS - len(wanted)]))
     after = [*kept[1:], len(run.steps)][: len(kept)]
     steps = tuple(_short(run.steps[at], upto - at - 1, output_chars) for at, upto in zip(kept, after, strict=True))
     example = dspy.Example(
@@ -63,6 +72,21 @@ def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environme
     shown = [str(example.environment), example.reasoning, example.code]
     chars = sum(map(len, shown)) + sum(len(s.reasoning) + len(s.code) + len(s.observation) for s in steps)
     return Demo(example, score, chars, recovered=failed is not None, nested=run.nested)
+
+
+def _binding(codes: list[str], wanted: set[int]) -> list[int]:
+    """Return the turns, the latest first, that bind names which a wanted turn, or the last, uses."""
+    needed: set[str] = set()
+    binding: list[int] = []
+    for at in reversed(range(len(codes))):
+        tree = parse(codes[at]) or ast.Module([], [])
+        bound = bound_names([tree])
+        is_wanted = at in wanted or at == len(codes) - 1
+        if is_wanted or bound & needed:
+            binding += [] if is_wanted else [at]
+            nodes = ast.walk(tree)
+            needed = (needed - bound) | {node.id for node in nodes if isinstance(node, ast.Name)}
+    return binding
 
 
 def from_call(

@@ -158,6 +158,21 @@ def test_a_demo_of_any_run_is_short_and_ends_like_the_run(kinds: list[Any]) -> N
     assert len(str(made.example.environment)) <= 4_000
 
 
+def test_a_demo_keeps_the_turns_that_bind_what_its_code_uses() -> None:
+    """Shown without them, its code teaches names that do not exist."""
+    codes = [
+        "print(context[:9])",
+        "rows = context.split()",
+        "print(len(context))",
+        "found = rows[:3]\nprint(found)",
+    ]
+    steps = tuple(Step(reasoning="", code=code, output="o", kind="output") for code in codes)
+    run = TracedRun(RLM(ASK).act, Environment(text="e"), steps, "r", "SUBMIT(answer=len(found))")
+    kept = from_run(run, 1.0).example.trajectory.steps
+    assert [each.code for each in kept] == [codes[0], codes[1], codes[3]]
+    assert "1 turns are left out here" in kept[1].notice
+
+
 def test_a_long_list_of_a_sub_call_is_shown_by_its_first_items() -> None:
     """With its type, so that the demo is one of the same signature."""
     program = RLM("context -> n: int", subs={"count": "pages: list[str], by: dict -> n: int"})
