@@ -28,7 +28,7 @@ _COPYING = frozenset(
         partition rpartition strip lstrip rstrip removeprefix removesuffix find rfind index rindex
         startswith endswith isdigit isalpha next iter list tuple set dict sorted reversed enumerate zip
         range filter len min max print str any all append extend insert add update setdefault get items
-        values keys pop sort grep read open
+        values keys pop sort grep read open find_passages find_records
         """,
     )
 )

@@ -28,6 +28,9 @@ _MAX_DESCRIPTION_CHARS = 300
 _FIND_PASSAGES = (
     "- find_passages(text: str, words: str, count=5) -> list[str]  # the parts of a text that match words best"
 )
+_FIND_RECORDS = (
+    "- find_records(text: str) -> list[dict[str, str]]  # its blocks of lines `name: value`, or its lines"
+)
 _QUERY_PASSAGES = "- query_passages(text: str, prompt: str) -> str  # asks a model about the parts that match best"
 
 
@@ -81,7 +84,7 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]
     for name, tool in tools.items():
         lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
         lines += [f"  {line}" for line in tool.listing] if isinstance(tool, DefiningTool) else []
-    lines += [_FIND_PASSAGES, _QUERY_PASSAGES] if limits.max_llm_calls else [_FIND_PASSAGES]
+    lines += [_FIND_PASSAGES, *([_QUERY_PASSAGES] if limits.max_llm_calls else []), _FIND_RECORDS]
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
     lines.append("- INPUTS[name]  # the original value of an input")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ _SOURCES = (
     Path(view.__file__),
     *(
         _HERE / f"{name}.py"
-        for name in ("value_codec", "output_files", "functions", "passages", "dspy_facade", "names")
+        for name in ("value_codec", "output_files", "functions", "passages", "records", "dspy_facade", "names")
     ),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)

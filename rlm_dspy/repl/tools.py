@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SUB_CALLS = frozenset({"llm_query", "llm_query_batched", "query_passages", "rlm_query", "rlm_query_batched"})
 """The functions of the REPL that call models, beside `dspy` and the user's subs."""
 RESERVED = SUB_CALLS | {
-    *("SUBMIT", "SHOW_VARS", "find_passages"),
+    *("SUBMIT", "SHOW_VARS", "find_passages", "find_records"),
     *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
 }
 """Reserved names in the REPL, for inputs and tools."""

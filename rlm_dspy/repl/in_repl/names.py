@@ -12,6 +12,7 @@ _rlm_own = {
     "SHOW_VARS": SHOW_VARS,
     "find_passages": find_passages,
     "query_passages": query_passages,
+    "find_records": find_records,
     "dspy": dspy,
     "rlm_query": rlm_query,
     "rlm_query_batched": rlm_query_batched,

@@ -1,0 +1,102 @@
+"""`find_records` reads the blocks of lines `name: value` that a text repeats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_dspy import RLM, Files
+from rlm_dspy.repl.in_repl import records
+from rlm_dspy.testing import ScriptedLM
+from tests.playing import block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+find_records: Callable[..., list[dict[str, str]]] = records.find_records
+LETTERS = """Letters that were kept.
+
+# To the mayor
+From: Ada Kask
+Sent: 1931-04-02
+
+The bridge is closed.
+Note: it rains.
+
+# To the miller
+From: Jon Berg
+Sent: 1932-11-30
+Copy:
+
+Two sacks are missing.
+"""
+
+
+def test_a_record_has_its_fields_the_line_above_and_the_lines_below() -> None:
+    first, second = find_records(LETTERS)
+    assert first == {
+        "title": "To the mayor",
+        "From": "Ada Kask",
+        "Sent": "1931-04-02",
+        "text": "The bridge is closed.\nNote: it rains.",
+    }
+    assert (second["title"], second["Copy"], second["text"]) == ("To the miller", "", "Two sacks are missing.")
+
+
+def test_blocks_with_other_names_are_no_records_but_parts_of_their_text() -> None:
+    text = "".join(f"\nName: n{number}\nAge: {number}\n\nQ: why?\nA: because.\nZ: so.\n" for number in range(3))
+    assert [each["Name"] for each in find_records(text + "Name: n3\nAge: 3\nTown: Aldo\n")][:2] == ["n0", "n1"]
+    assert "Q: why?" in find_records("Q: a\n\n" + text.replace("Z: so.", "") + text)[0]["text"]
+
+
+@pytest.mark.parametrize("line", ["- **Name**: a", "* Name: a", "  Name : a", "__Name:__ a"])
+def test_names_may_stand_in_a_list_or_in_bold(line: str) -> None:
+    text = f"{line}\nBorn in: Aldo\n\n{line}\nBorn in: Teal\n"
+    assert [(each["Name"], each["Born in"]) for each in find_records(text)] == [("a", "Aldo"), ("a", "Teal")]
+
+
+def test_the_front_matter_of_the_files_of_a_folder_gives_their_records(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("title: One\nowner: Ada\n\nIt rained.", encoding="utf-8")
+    (tmp_path / "b.md").write_text("owner: Jon\ntitle: Two\n", encoding="utf-8")
+    (tmp_path / "c.bin").write_bytes(b"\xff\x00")
+    found = find_records(Files.open(tmp_path))
+    assert [(each["file"], each["title"], each["owner"]) for each in found] == [
+        ("a.md", "One", "Ada"),
+        ("b.md", "Two", "Jon"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "It rained.\n\n" * 5, "Note: it rained.\n\nNote: it snowed.\n", "a: 1\nb: 2\n"]
+)
+def test_the_lines_are_the_records_of_a_text_without_blocks(text: str, tmp_path: Path) -> None:
+    assert find_records(text) == [{"text": line} for line in text.split("\n") if line]
+    (tmp_path / "log.txt").write_text("a\n\nb", encoding="utf-8")
+    of_folder = find_records(Files.open(tmp_path))
+    assert of_folder == [{"file": "log.txt", "text": "a"}, {"file": "log.txt", "text": "b"}]
+
+
+def test_another_type_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="not list"):
+        find_records(["a: 1"])
+
+
+@given(st.lists(st.tuples(st.text("abc d", min_size=1), st.integers(0, 99)), min_size=2, max_size=9))
+def test_every_block_is_a_record(rows: list[tuple[str, int]]) -> None:
+    text = "\n".join(f"Name: {name}\nAge: {age}\n" for name, age in rows)
+    assert [(each["Name"], each["Age"]) for each in find_records(text)] == [
+        (name.strip(), str(age)) for name, age in rows
+    ]
+
+
+def test_it_is_there_in_a_run() -> None:
+    code = "SUBMIT(answer=[each['title'] for each in find_records(text) if each['Sent'] > '1932'][0])"
+    with dspy.context(lm=ScriptedLM([block(code)])):
+        assert RLM("text -> answer", policy=None)(text=LETTERS).answer == "To the miller"
+    with pytest.raises(ValueError, match="find_records"):
+        RLM("find_records -> answer")
