@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 import rlm_dspy
 from rlm_dspy.cli.app import app
+from rlm_dspy.replies.code_blocks import tree_of
 from tests.provider_server import ProviderServer, Said, chat, serving
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def templates() -> str:
     files = [path for top in ("rlm_dspy", "interpreters") for path in (ROOT / top).rglob("*.py")]
     files.append(Path(str(importlib.import_module("dspy.predict.predict").__file__)))
     for path in files:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
                 found.append("".join(map(str, parts)))

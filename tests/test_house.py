@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import rlm_dspy
+from rlm_dspy.replies.code_blocks import tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ MODULES = dict(modules())
 
 def imports(path: Path) -> set[str]:
     """Return what a file imports of this package, for type checkers too, by dotted name below `rlm_dspy`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path.read_text(encoding="utf-8"))
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -137,7 +138,7 @@ def ours_to_look_at() -> list[str]:
 @pytest.mark.parametrize("name", ours_to_look_at())
 def test_inner_names_of_dspy_and_mlflow_stand_in_one_module_each(name: str) -> None:
     """If a name moves inside of them, one module has to change."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = tree_of(MODULES[name].read_text(encoding="utf-8"))
     named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module for module in named if module.split(".")[0] in COMPAT.values()} <= PUBLIC
@@ -146,7 +147,7 @@ def test_inner_names_of_dspy_and_mlflow_stand_in_one_module_each(name: str) -> N
 @pytest.mark.parametrize("name", ours_to_look_at())
 def test_private_attributes_are_a_modules_own(name: str) -> None:
     """An attribute `_x` is of a class of the same module: no other object's is touched, by `getattr` neither."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = tree_of(MODULES[name].read_text(encoding="utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     own = {node.name for node in ast.walk(tree) if isinstance(node, functions)}
     touched: set[str] = set()
@@ -212,7 +213,7 @@ def test_every_public_name_is_there_and_listed(package: str) -> None:
     names: list[str] = getattr(module, "__all__", [])  # rooms without a public face list none
     assert len(names) == len(set(names))
     assert all(hasattr(module, name) for name in names)
-    tree = ast.parse((FOLDERS[package] / "__init__.py").read_text(encoding="utf-8"))
+    tree = tree_of((FOLDERS[package] / "__init__.py").read_text(encoding="utf-8"))
     for_checkers = [node for choice in tree.body if isinstance(choice, ast.If) for node in choice.body]
     imported = {
         alias.asname or alias.name
@@ -280,7 +281,7 @@ def test_the_root_of_the_repository_is_no_second_name_for_a_sub_package() -> Non
     ]:
         if ".venv" in path.parts or "build" in path.parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path.read_text(encoding="utf-8"))):
             named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             named += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in named} & {"interpreters", "signatures"}, path

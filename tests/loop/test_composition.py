@@ -351,7 +351,7 @@ def test_a_policy_file_sets_act(tmp_path: Path) -> None:
     [
         ("{}", "Invalid policy .*mine.json"),
         ("[", "Invalid policy .*mine.json"),
-        ('{"version": 9, "act": {}}', "version: Input should be 1"),
+        ('{"version": 9, "act": {}}', "it is of version 9, and this release reads 1; install a newer one"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused(tmp_path: Path, content: str, told: str) -> None:
