@@ -169,8 +169,9 @@ def test_every_passage_is_a_part_of_the_text(text: str, words: str, count: int, 
     assert all(part in text and len(part) <= 2 * chars for part in found)
 
 
-def test_the_name_of_a_variable_is_not_taken_for_its_text() -> None:
-    lm = ScriptedLM([block("find_passages('text', 'Vaheste')"), block("SUBMIT(answer='a')")])
+@pytest.mark.parametrize("call", ["find_passages('text', 'Vaheste')", "find_records('text')"])
+def test_the_name_of_a_variable_is_not_taken_for_its_text(call: str) -> None:
+    lm = ScriptedLM([block(call), block("SUBMIT(answer='a')")])
     with dspy.context(lm=lm):
         step = RLM("text -> answer", policy=None)(text=TEXT).trajectory[0]
     assert "leave out the quotes of 'text'" in step["output"]

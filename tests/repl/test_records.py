@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
@@ -10,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Files
-from rlm_dspy.repl.in_repl import records
+from rlm_dspy.repl.in_repl import passages, records
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-find_records: Callable[..., list[dict[str, str]]] = records.find_records
+SHARED: dict[str, Any] = {}
+for module in (passages, records):  # one namespace, as in a REPL
+    exec(Path(str(module.__file__)).read_text(encoding="utf-8"), SHARED)
+find_records: Callable[..., list[dict[str, str]]] = SHARED["find_records"]
 LETTERS = """Letters that were kept.
 
 # To the mayor
@@ -81,9 +84,17 @@ def test_the_lines_are_the_records_of_a_text_without_blocks(text: str, tmp_path:
     assert of_folder == [{"file": "log.txt", "text": "a"}, {"file": "log.txt", "text": "b"}]
 
 
-def test_another_type_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="not list"):
-        find_records(["a: 1"])
+def test_the_marks_around_the_fields_of_a_markdown_file_are_no_words() -> None:
+    text = "---\nowner: Ada\ndate: 1931\n---\nIt rained."
+    assert find_records([text]) == [
+        {"file": "[0]", "title": "", "owner": "Ada", "date": "1931", "text": "It rained."}
+    ]
+
+
+@pytest.mark.parametrize(("value", "said"), [(7, "not int"), ({"a.txt": 7}, "not int at 'a.txt'")])
+def test_another_type_is_refused_by_name(value: object, said: str) -> None:
+    with pytest.raises(TypeError, match=f"find_records takes a str as text.*{said}"):
+        find_records(value)
 
 
 @given(st.lists(st.tuples(st.text("abc d", min_size=1), st.integers(0, 99)), min_size=2, max_size=9))

@@ -19,7 +19,7 @@ _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
 _RLM_SENTENCE_SHARE = 0.25
 """The share for which the words of the best sentence of a passage count once more."""
 _RLM_MOST = 100_000_000
-"""The maximum size in bytes of a folder that is searched."""
+"""The maximum size in bytes of a folder that is read."""
 _RLM_QUESTION = """%s
 
 Question: %s
@@ -41,10 +41,7 @@ def find_passages(text, words, count=5, chars=300):
     """
     if not isinstance(words, str):
         raise TypeError("find_passages takes a str as words, not %s." % type(words).__name__)
-    if isinstance(text, str) and text.isidentifier() and isinstance(globals().get(text), (str, list, _RlmMapping)):
-        raise ValueError(
-            "find_passages takes a text, not the name of a variable: leave out the quotes of %r." % text
-        )
+    _rlm_refuse_name(text, "find_passages")
     text, begins, names = _rlm_one_text(text, 2 * chars)
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
@@ -70,29 +67,44 @@ def _rlm_one_text(given, gap):
     """
     if isinstance(given, str):
         return given, [], [""]
+    texts, names = [], []
+    for name, text in _rlm_texts(given, "find_passages"):
+        texts.append(text + "\n" * gap)
+        names.append("%s: " % name)
+    begins = list(_rlm_itertools.accumulate(map(len, texts[:-1])))
+    return "".join(texts), begins, names or [""]
+
+
+def _rlm_refuse_name(text, function):
+    """Refuse the name of a variable in the place of its text."""
+    if isinstance(text, str) and text.isidentifier() and isinstance(globals().get(text), (str, list, _RlmMapping)):
+        raise ValueError(
+            "%s takes a text, not the name of a variable: leave out the quotes of %r." % (function, text)
+        )
+
+
+def _rlm_texts(given, function):
+    """Yield the names and texts of a folder, dict or list; files that are no text are passed over."""
     if isinstance(given, (list, tuple)):
         given = {"[%d]" % number: text for number, text in enumerate(given)}
     if not isinstance(given, _RlmMapping):
         raise TypeError(
-            "find_passages takes a str as text, a folder, or a dict or list of str, not %s." % type(given).__name__
+            "%s takes a str as text, a folder, or a dict or list of str, not %s."
+            % (function, type(given).__name__)
         )
     if sum(getattr(given, "sizes", {}).values()) > _RLM_MOST:
         raise ValueError(
-            "find_passages searches at most %d MB. Give it some of the files: "
-            "{name: files[name] for name in files.glob('**/*.md')}, or use files.grep." % (_RLM_MOST // 1_000_000)
+            "%s reads at most %d MB. Give it some of the files: {name: files[name] for name in "
+            "files.glob('**/*.md')}, or use files.grep." % (function, _RLM_MOST // 1_000_000)
         )
-    texts, names = [], []
     for name in given:
         try:
             text = given[name]
         except (OSError, ValueError):  # of a folder: no text, or it cannot be read
             continue
         if not isinstance(text, str):
-            raise TypeError("find_passages takes a str as text, not %s at %r." % (type(text).__name__, name))
-        texts.append(text + "\n" * gap)
-        names.append("%s: " % name)
-    begins = list(_rlm_itertools.accumulate(map(len, texts[:-1])))
-    return "".join(texts), begins, names or [""]
+            raise TypeError("%s takes a str as text, not %s at %r." % (function, type(text).__name__, name))
+        yield name, text
 
 
 def query_passages(text, prompt, at_least=1, count=8, chars=350):

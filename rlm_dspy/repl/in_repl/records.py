@@ -5,12 +5,14 @@ Not imported: the source runs in any interpreter, in the same namespace as `pass
 
 import re as _rlm_re
 from collections import Counter as _RlmCounter
-from collections.abc import Mapping as _RlmMapping
 from itertools import groupby as _rlm_groupby
 
 _RLM_FIELD = _rlm_re.compile(
     r"[ \t]*(?:[-*+][ \t]+)?[*_]{0,2}([^\W\d_][\w ./-]{0,39})[*_]{0,2}[ \t]*:[*_]{0,2}(?:[ \t]+(.*))?"
 )
+
+_RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")
+"""Ends the fields at the beginning of a Markdown file."""
 
 
 def find_records(text):
@@ -21,24 +23,15 @@ def find_records(text):
     such blocks each line is a record, and has only `text`.
 
     Args:
-        text: The text. Of a folder or a dict of texts, records of all; `file` is the name of theirs.
+        text: The text, or several, as in `find_passages`: `file` is then the name, or index, of a record's.
     """
-    if isinstance(text, _RlmMapping):
-        texts = {name: _rlm_text_of(text, name) for name in text}
-        records = [{"file": name, **each} for name in texts for each in _rlm_blocks(texts[name])]
-        return records or [{"file": name, **each} for name in texts for each in _rlm_lines(texts[name])]
-    if not isinstance(text, str):
-        raise TypeError("find_records takes a str, a folder or a dict of str, not %s." % type(text).__name__)
-    records = _rlm_blocks(text)
-    return records if len(records) > 1 else _rlm_lines(text)
-
-
-def _rlm_text_of(texts, name):
-    """Return one of several texts; an empty one for a file that is not text."""
-    try:
-        return texts[name]
-    except (OSError, ValueError):
-        return ""
+    _rlm_refuse_name(text, "find_records")
+    if isinstance(text, str):
+        records = _rlm_blocks(text)
+        return records if len(records) > 1 else _rlm_lines(text)
+    texts = dict(_rlm_texts(text, "find_records"))
+    records = [{"file": name, **each} for name in texts for each in _rlm_blocks(texts[name])]
+    return records or [{"file": name, **each} for name in texts for each in _rlm_lines(texts[name])]
 
 
 def _rlm_lines(text):
@@ -64,6 +57,6 @@ def _rlm_blocks(text):
     records = []
     for (begin, end, names), title, after in zip(blocks, titles, [*titles[1:], len(lines)]):
         values = ((fields[number][2] or "").strip() for number in range(begin, end))
-        record = {"title": "".join(lines[title:begin]).strip().lstrip("#=* "), **dict(zip(names, values))}
-        records.append({**record, "text": "\n".join(lines[end:after]).strip()})
+        record = {"title": "".join(lines[title:begin]).strip().lstrip("#=*- "), **dict(zip(names, values))}
+        records.append({**record, "text": _RLM_RULE.sub("", "\n".join(lines[end:after])).strip()})
     return records
