@@ -3,12 +3,13 @@
     uv run python experiment/study/starter.py
     uv run --extra embedded python experiment/study/optimize.py candidates  # is it better than the shipped one?
 
-A person wrote the programs of these runs, as the paper works: the model says what has to be looked up, for each
-thing code finds the passages and a sub-call reads them, and code makes the answer of the replies. They are run for
-real over the inputs below, with scripted replies, and kept only if they submit the right answer, after it was
-printed. Nothing in a program looks at what kind of question it has: no list of words, no forms of answers. The
-model is shown all runs over its kind of input, so that the prompt begins alike for every question, and is read
-once. The texts and questions share nothing with `families.py`, `tasks.py` or the articles.
+A person wrote the programs of these runs, as the paper works: the model says what the question asks for, and
+whether the records of the text are that. If not, code finds the passages and a sub-call reads them; if so, code
+filters the records, and the model reads what is left. They are run for real over the inputs below, with scripted
+replies, and kept only if they submit the right answer, after it was printed. Nothing in a program looks at what
+kind of question it has: no list of words, no forms of answers. The model is shown all runs over its kind of
+input, so that the prompt begins alike for every question, and is read once. The texts and questions share
+nothing with `families.py`, `tasks.py` or the articles.
 """
 
 from __future__ import annotations
@@ -42,18 +43,26 @@ ASK_EACH = """for each in ASKED:
     print(each, "->", query_passages(context, each))"""
 ASK_ALL = """reply = query_passages(context, question, at_least=8)
 print(question, "->", reply)"""
-COUNT = """found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
-print(len(found), found[:3])"""
+LOOK = """records = find_records(context)
+print(len(records), "records:", list(records[0]))
+for each in records[:3]:
+    print([value[:40] for value in each.values()])
+print(question)"""
+LINES = """found = [each["text"] for each in records if CONDITION]
+print(question, "->", len(found), found[:3])"""
+KEEP = """found = sorted((each["DATE"], each["title"]) for each in records if CONDITION)
+print(question, "->", len(found), found)"""
 SUM = """df = context.df()
 result = df["fare"].sum()
 print(df.columns.tolist(), result)"""
 GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
-ASK_WORDS = "One thing has to be looked up: {}."
-ASK_EACH_WORDS = "Two things have to be looked up: {}. I ask about each."
-ASK_ALL_WORDS = "A list has to be made: {}. A sub-call reads all passages at once."
-COUNT_WORDS = "Each line is a record, and the sub-call read only some of them. I count the records in code."
+ASKS_WORDS = "It asks for {}. {} are no records."
+ASK_WORDS = "query_passages looks up one thing: {}."
+ASK_EACH_WORDS = "query_passages looks up two things: {}."
+ASK_ALL_WORDS = "query_passages looks up all: {}."
+LOOK_WORDS = "It asks for {}. {} are the records. find_records lists them."
 
 
 @dataclass(frozen=True)
@@ -89,92 +98,196 @@ def chosen(choose: str, what: str, **found: int) -> str:
     return f"{what} = {json.dumps(found)}\nSUBMIT(answer={choose}({what}, key={what}.get))"
 
 
-FILLER = "Rain fell on the lake and the road was closed. " * 60
+RAIN = "Rain fell on the lake and the road was closed. "
+FILLER = RAIN * 60
 SHIFTS = "\n".join(
     f"Shift {day} | {('Orla', 'Bex', 'Tam')[day % 3]} | {('late', 'on time')[day % 2]}" for day in range(1, 91)
 )
-
+BOATS = (
+    ("Tern", "Ines Roth", "1984-05-02"),
+    ("Auk", "Bo Ek", "1991-08-30"),
+    ("Gull", "Ines Roth", "1996-04-17"),
+    ("Mara", "Bo Ek", "1991-02-11"),
+    ("Skua", "Ines Roth", "1988-11-23"),
+    ("Knot", "Tam Hale", "1999-01-05"),
+    ("Teal", "Bo Ek", "1979-06-30"),
+    ("Dunlin", "Tam Hale", "1986-09-14"),
+)
+HEADS = (
+    ("A Wet May", "Bo Ek", "1998-05-04"),
+    ("Mills of the Valley", "Ines Roth", "1999-02-11"),
+    ("Two Roads", "Tam Hale", "2001-06-30"),
+    ("On the Lake", "Bo Ek", "2002-03-17"),
+)
 LAST = ("The reply answers the question.", "SUBMIT(answer=reply.strip())")
+
+
+def boats(sails: str = "") -> str:
+    """Return a list of boats, with something said of one of them."""
+    each = [f"# {name}\nOwner: {owner}\nBuilt: {built}\n\n{RAIN * 5}" for name, owner, built in BOATS]
+    return "Boats in the harbour of Aldo.\n\n" + "\n\n".join(each).replace(
+        f"{RAIN}\n\n# Mara", f"{RAIN}{sails}\n\n# Mara"
+    )
+
+
+def letters(*said: str) -> str:
+    """Return four letters, with something said in each."""
+    bodies = [f"{RAIN * 15}{each} {RAIN * 15}" for each in (*said, "", "", "", "")]
+    each = [
+        f"# {title}\nAuthor: {author}\nDate: {date}\n\n{body}"
+        for (title, author, date), body in zip(HEADS, bodies, strict=False)
+    ]
+    return "Letters from the valley, each with its author and date.\n\n" + "\n\n".join(each)
 
 
 def over_text(
     context: str | Files,
     question: str,
     answer: str,
-    needed: str,
+    asks: tuple[str, str, str],
     asked: list[str],
     read: tuple[str, ...],
-    *last: tuple[str, str],
+    last: tuple[str, str] = LAST,
+    words_and_code: tuple[str, str] | None = None,
 ) -> Run:
-    """Return a run over a text or a folder: sub-calls answer the questions, the last turns make the answer."""
-    words, code = (ASK_EACH_WORDS, ASK_EACH) if asked else (ASK_WORDS, ASK)
-    listed = ", ".join(f'"{each}"' for each in asked)
-    first = (words.format(needed), code.replace("ASKED", f"({listed})"))
-    return Run(context, question, answer, (first, *last), read)
+    """Return a run over a text or a folder: sub-calls answer the questions, the last turn makes the answer.
 
+    Args:
+        context: The text or the folder.
+        question: The question.
+        answer: What the run submits.
+        asks: What the question asks for; that in the plural; what has to be looked up.
+        asked: The questions of the sub-calls; empty for the question itself.
+        read: What the sub-calls answer.
+        last: The words and the code of the last turn.
+        words_and_code: Those of the first, instead of the usual ones.
+    """
+    words, code = words_and_code or ((ASK_EACH_WORDS, ASK_EACH) if asked else (ASK_WORDS, ASK))
+    listed = ", ".join(f'"{each}"' for each in asked)
+    said = f"{ASKS_WORDS.format(*asks)} {words.format(asks[2])}"
+    return Run(context, question, answer, ((said, code.replace("ASKED", f"[{listed}]")), last), read)
+
+
+def over_records(
+    context: str, question: str, answer: str, asks: tuple[str, str, str], keep: tuple[str, str, str], last: str
+) -> Run:
+    """Return a run over records: it looks at them, filters them in code, and reads what is left.
+
+    Args:
+        context: The text.
+        question: The question.
+        answer: What the run submits.
+        asks: What the question asks for; what the records are; which of them are kept.
+        keep: The condition in words; its code with what it filters; the field that sorts.
+        last: The words of the last turn.
+    """
+    condition, code, date = keep
+    filtering = (LINES if date == "" else KEEP).replace("DATE", date).replace("CONDITION", code)
+    turns = (
+        (LOOK_WORDS.format(*asks), LOOK),
+        (f"I keep {asks[2]}: {condition}.", filtering),
+        (f"It asks for {asks[0]}. {last}", f"SUBMIT(answer={json.dumps(answer)})"),
+    )
+    return Run(context, question, answer, turns)
+
+
+FARES = Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(120), "fare": [2, 3, 2, 5] * 30}))
 
 RUNS = (
-    Run(
-        "Mika rowed in May. " + FILLER + "Tove and Ravi joined the crew in June. " + FILLER,
+    over_text(
+        letters("Mika rowed in May.", "Tove and Ravi joined the crew in June."),
         "Which people joined the crew? Name all.",
         "Tove, Ravi",
-        ((ASK_ALL_WORDS.format("all who joined the crew"), ASK_ALL), LAST),
+        ("people", "People", "all who joined the crew"),
+        [],
         ("Tove, Ravi",),
+        words_and_code=(ASK_ALL_WORDS, ASK_ALL),
     ),
-    over_text(
+    over_records(
         SHIFTS,
         "How often was Orla late?",
         "15",
-        "the number of times that Orla was late",
-        [],
-        ("9",),
-        (COUNT_WORDS, COUNT),
-        ("The count is the answer.", "SUBMIT(answer=str(len(found)))"),
+        ("a number of shifts", "Shifts", "the shifts on which Orla was late"),
+        ("the text has Orla and late", '"Orla" in each["text"] and "late" in each["text"]', ""),
+        "The count is 15.",
     ),
     over_text(
-        "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
+        letters("", "The mill in Aldo was built in 1901 by Ines Roth."),
         "Who built the mill in Aldo?",
         "Ines Roth",
-        "the one who built the mill in Aldo",
+        ("a person", "Persons", "the one who built the mill in Aldo"),
         [],
         ("Ines Roth",),
-        LAST,
+    ),
+    over_records(
+        letters(),
+        "Give the titles of the letters that were sent from 2000 to 2002.",
+        "Two Roads, On the Lake",
+        ("titles of letters", "Letters", "the letters that were sent from 2000 to 2002"),
+        ("Date is from 2000-01-01 to 2002-12-31", '"2000-01-01" <= each["Date"] <= "2002-12-31"', "Date"),
+        "Two are left.",
     ),
     over_text(
-        "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
+        letters("The mill in Teal dates from 1887.", "In Aldo the mill was built in 1901."),
         "Which of the two mills is older, that in Aldo or that in Teal?",
         "Teal",
-        "the year of the mill in Aldo, and that of the mill in Teal",
+        ("a mill", "Mills", "the year of the mill in Aldo, and that of the mill in Teal"),
         ["When was the mill in Aldo built?", "When was the mill in Teal built?"],
         ("In 1901", "1887"),
         ("The older one has the earlier year.", chosen("min", "years", Aldo=1901, Teal=1887)),
+    ),
+    over_records(
+        boats(),
+        "What is the name of the newest boat of Tam Hale?",
+        "Knot",
+        ("the newest boat", "Boats", "the boats of Tam Hale"),
+        ("Owner is Tam Hale. I sort them by Built", 'each["Owner"] == "Tam Hale"', "Built"),
+        "The newest has the latest date: Knot, 1999-01-05.",
     ),
     over_text(
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
         "How many seats are there on the ferry to Sund?",
         "84",
-        "the number of seats on the ferry to Sund",
+        ("a number of seats", "Seats", "the number of seats on the ferry to Sund"),
         [],
         ("84",),
-        LAST,
+    ),
+    over_records(
+        boats(),
+        "Which of her boats did Ines Roth have built before 1990?",
+        "Tern, Skua",
+        ("boats", "Boats", "the boats that Ines Roth had built before 1990"),
+        (
+            "Owner is Ines Roth, Built is before 1990-01-01",
+            'each["Owner"] == "Ines Roth" and each["Built"] < "1990-01-01"',
+            "Built",
+        ),
+        "Two are left.",
     ),
     over_text(
-        "The ferry to Sund holds 84 people. " + FILLER + "The ferry to Hov has 120 seats. " + FILLER,
+        letters("The ferry to Sund holds 84 people.", "", "The ferry to Hov has 120 seats."),
         "Of the ferries to Sund and Hov, whose number of seats is larger? Only the name.",
         "Hov",
-        "the seats of the ferry to Sund, and those of the ferry to Hov",
+        ("a ferry", "Ferries", "the seats of the ferry to Sund, and those of the ferry to Hov"),
         ["How many seats does the ferry to Sund have?", "How many seats does the ferry to Hov have?"],
         ("84", "120"),
         ("The larger number is that of Hov.", chosen("max", "seats", Sund=84, Hov=120)),
     ),
+    over_records(
+        boats(),
+        "How many boats that were built in 1991 does Bo Ek own?",
+        "2",
+        ("a number of boats", "Boats", "the boats of Bo Ek that were built in 1991"),
+        ("Owner is Bo Ek, Built has 1991", 'each["Owner"] == "Bo Ek" and "1991" in each["Built"]', "Built"),
+        "The count is 2.",
+    ),
     over_text(
-        "The boat was red. " + FILLER + "In 1996 the school in Rauma opened, the first on the coast. " + FILLER,
-        "In which year did the school in Rauma open?",
-        "1996",
-        "the year in which the school in Rauma opened",
+        boats("The Gull carries 12 sails."),
+        "How many sails does the boat Gull of Ines Roth carry?",
+        "12",
+        ("a number of sails", "Sails", "the number of sails that the Gull carries"),
         [],
-        ("1996",),
-        LAST,
+        ("12",),
     ),
     over_text(
         folder(
@@ -186,10 +299,9 @@ RUNS = (
         ),
         "Where is the ladder kept?",
         "behind the sauna",
-        "the place of the ladder",
+        ("a place", "Places", "the place of the ladder"),
         [],
         ("behind the sauna",),
-        LAST,
     ),
     over_text(
         folder(
@@ -200,7 +312,7 @@ RUNS = (
         ),
         "Which harbour is older, that in Sund or that in Hov?",
         "Sund",
-        "the year of the harbour in Sund, and that of the harbour in Hov",
+        ("a harbour", "Harbours", "the year of the harbour in Sund, and that of the harbour in Hov"),
         ["When was the harbour in Sund opened?", "When was the harbour in Hov opened?"],
         ("1954", "1961"),
         ("The older one has the earlier year.", chosen("min", "years", Sund=1954, Hov=1961)),
@@ -215,13 +327,12 @@ RUNS = (
         ),
         "How many nights may a guest stay?",
         "twelve",
-        "the number of nights that a guest may stay",
+        ("a number of nights", "Nights", "the number of nights that a guest may stay"),
         [],
         ("twelve",),
-        LAST,
     ),
     Run(
-        Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(120), "fare": [2, 3, 2, 5] * 30})),
+        FARES,
         "What do the fares add up to?",
         "360",
         (
@@ -230,7 +341,7 @@ RUNS = (
         ),
     ),
     Run(
-        Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(120), "fare": [2, 3, 2, 5] * 30})),
+        FARES,
         "Which line carried the most passengers?",
         "4",
         (
@@ -248,7 +359,7 @@ def program(runs: tuple[Run, ...]) -> RLM:
         ValueError: If a run does not submit its answer.
     """
     traced = []
-    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=7)
+    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=11)
     for run in runs:
         replies = [f"{words}\n```python\n{code}\n```" for words, code in run.turns]
         lm = ScriptedLM(act=replies, query=list(run.read))

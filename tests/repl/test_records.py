@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +94,26 @@ def test_the_marks_around_the_fields_of_a_markdown_file_are_no_words() -> None:
     ]
 
 
+def test_a_field_may_be_named_in_another_case() -> None:
+    first = find_records(LETTERS)[0]
+    assert (first["Title"], first["from"], first["SENT"]) == ("To the mayor", "Ada Kask", "1931-04-02")
+    assert first.get("Title") is None, "a dict's other methods take the name as it is written"
+    assert json.loads(json.dumps(first)) == first
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda record: pickle.loads(pickle.dumps(record))])
+def test_a_copied_or_saved_record_is_a_plain_dict(copied: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    first = find_records(LETTERS)[0]
+    assert copied(first) == first
+    assert type(copied(first)) is dict
+
+
+@pytest.mark.parametrize("name", ["Writer", 0])
+def test_a_name_that_no_field_has_is_told_with_the_fields(name: object) -> None:
+    with pytest.raises(KeyError, match=f"{name!r} is no field. The fields are: title, From, Sent, text"):
+        find_records(LETTERS)[0][name]  # type: ignore[index]
+
+
 @pytest.mark.parametrize(("value", "said"), [(7, "not int"), ({"a.txt": 7}, "not int at 'a.txt'")])
 def test_another_type_is_refused_by_name(value: object, said: str) -> None:
     with pytest.raises(TypeError, match=f"find_records takes a str as text.*{said}"):
@@ -111,3 +134,9 @@ def test_it_is_there_in_a_run() -> None:
         assert RLM("text -> answer", policy=None)(text=LETTERS).answer == "To the miller"
     with pytest.raises(ValueError, match="find_records"):
         RLM("find_records -> answer")
+
+
+def test_records_can_be_submitted() -> None:
+    with dspy.context(lm=ScriptedLM([block("SUBMIT(answer=find_records(text))")])):
+        rlm = RLM("text -> answer: list[dict[str, str]]", policy=None)
+        assert rlm(text=LETTERS).answer == find_records(LETTERS)

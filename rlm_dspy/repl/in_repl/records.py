@@ -15,6 +15,25 @@ _RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")
 """Ends the fields at the beginning of a Markdown file."""
 
 
+class _RlmFields(dict):
+    """The fields of a record, by names in any case; pickled and copied as a dict."""
+
+    def __reduce__(self):
+        """Return a dict: a saved session must not need this class."""
+        return dict, (dict(self),)
+
+    def __missing__(self, name):
+        """Return the field of this name in another case.
+
+        Raises:
+            KeyError: If there is none; the message lists the fields.
+        """
+        for each in self:
+            if isinstance(name, str) and each.lower() == name.lower():
+                return self[each]
+        raise KeyError("%r is no field. The fields are: %s" % (name, ", ".join(self)))
+
+
 def find_records(text):
     """Return the records of a text, each as a dict of its fields.
 
@@ -30,13 +49,13 @@ def find_records(text):
         records = _rlm_blocks(text)
         return records if len(records) > 1 else _rlm_lines(text)
     texts = dict(_rlm_texts(text, "find_records"))
-    records = [{"file": name, **each} for name in texts for each in _rlm_blocks(texts[name])]
-    return records or [{"file": name, **each} for name in texts for each in _rlm_lines(texts[name])]
+    records = [_RlmFields(file=name, **each) for name in texts for each in _rlm_blocks(texts[name])]
+    return records or [_RlmFields(file=name, **each) for name in texts for each in _rlm_lines(texts[name])]
 
 
 def _rlm_lines(text):
     """Return the lines that are not empty as records."""
-    return [{"text": line} for line in text.splitlines() if line.strip()]
+    return [_RlmFields(text=line) for line in text.splitlines() if line.strip()]
 
 
 def _rlm_blocks(text):
@@ -58,5 +77,6 @@ def _rlm_blocks(text):
     for (begin, end, names), title, after in zip(blocks, titles, [*titles[1:], len(lines)]):
         values = ((fields[number][2] or "").strip() for number in range(begin, end))
         record = {"title": "".join(lines[title:begin]).strip().lstrip("#=*- "), **dict(zip(names, values))}
-        records.append({**record, "text": _RLM_RULE.sub("", "\n".join(lines[end:after])).strip()})
+        record["text"] = _RLM_RULE.sub("", "\n".join(lines[end:after])).strip()
+        records.append(_RlmFields(record))
     return records
