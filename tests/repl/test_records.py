@@ -101,6 +101,11 @@ def test_a_field_may_be_named_in_another_case() -> None:
     assert json.loads(json.dumps(first)) == first
 
 
+def test_a_field_called_file_is_kept_for_the_name_of_the_file() -> None:
+    found = find_records({"a.md": "file: one.pdf\nself: Ada\n"})
+    assert found == [{"title": "", "file": "one.pdf", "self": "Ada", "text": ""}]
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda record: pickle.loads(pickle.dumps(record))])
 def test_a_copied_or_saved_record_is_a_plain_dict(copied: Callable[[dict[str, str]], dict[str, str]]) -> None:
     first = find_records(LETTERS)[0]

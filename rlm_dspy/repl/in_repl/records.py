@@ -49,8 +49,8 @@ def find_records(text):
         records = _rlm_blocks(text)
         return records if len(records) > 1 else _rlm_lines(text)
     texts = dict(_rlm_texts(text, "find_records"))
-    records = [_RlmFields(file=name, **each) for name in texts for each in _rlm_blocks(texts[name])]
-    return records or [_RlmFields(file=name, **each) for name in texts for each in _rlm_lines(texts[name])]
+    records = [_RlmFields({"file": name, **each}) for name in texts for each in _rlm_blocks(texts[name])]
+    return records or [_RlmFields({"file": name, **each}) for name in texts for each in _rlm_lines(texts[name])]
 
 
 def _rlm_lines(text):
