@@ -101,7 +101,7 @@ def test_a_field_may_be_named_in_another_case() -> None:
     assert json.loads(json.dumps(first)) == first
 
 
-def test_a_field_called_file_is_kept_for_the_name_of_the_file() -> None:
+def test_a_field_called_file_comes_before_the_name_of_the_file() -> None:
     found = find_records({"a.md": "file: one.pdf\nself: Ada\n"})
     assert found == [{"title": "", "file": "one.pdf", "self": "Ada", "text": ""}]
 
