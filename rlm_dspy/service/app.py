@@ -157,9 +157,24 @@ class _Endpoint:
             _check_model(body.model, self.name)
             ask = body.read()
             ask = replace(ask, limits=_lowest(ask.limits, _limits_in(request.headers)))
-            with self.runs.slot(), self.conversations.using(scope["owner"], ask.conversation) as used:
-                pieces = self.runs.pieces(ask, used)
-                await while_connected(receive, self._answer(ask, pieces, scope, receive, send))
+            pieces = self._pieces(ask, scope["owner"])
+            await while_connected(receive, self._answer(ask, pieces, scope, receive, send))
+
+    async def _pieces(self, ask: Ask, owner: bytes) -> AsyncGenerator[str | Finished]:
+        """Run the program, and yield the result when the run is no longer counted and its conversation is free.
+
+        A client that has read its answer can ask again at once.
+        """
+        finished: Finished | None = None
+        with self.runs.slot(), self.conversations.using(owner, ask.conversation) as used:
+            async with contextlib.aclosing(self.runs.pieces(ask, used)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Finished):
+                        finished = piece
+                    else:
+                        yield piece
+        if finished:
+            yield finished
 
     async def _answer(
         self, ask: Ask, run: AsyncGenerator[str | Finished], scope: Scope, receive: Receive, send: Send

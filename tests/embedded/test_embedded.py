@@ -2,18 +2,13 @@
 
 import asyncio
 import copy
-import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,12 +19,8 @@ import pytest
 from dspy import lm15
 from dspy.utils.exceptions import ContextWindowExceededError, LMConfigurationError, LMUnsupportedFeatureError
 
-from rlm_dspy import RLM
 from rlm_dspy.concurrency.timeouts import call_with_timeout
-from rlm_dspy.embedded import engine
 from rlm_dspy.embedded.engine import ModelUnavailable, embedded_lm
-from rlm_dspy.events import ChunkEvent, Event, Listener
-from rlm_dspy.interpreters import LocalPythonInterpreter
 
 pytestmark = pytest.mark.usefixtures("smollm2")
 REPOSITORY = Path(__file__).parents[2]
@@ -186,82 +177,6 @@ async def test_a_cancelled_acall_ends_its_generation() -> None:
     async with asyncio.timeout(60):
         assert await lm.acall("Hello")
     lm.engine.close()
-
-
-async def test_a_streaming_program_gets_its_chunks(lm: dspy.LM) -> None:
-    class Direct(dspy.Module):
-        def forward(self, question: str) -> dspy.Prediction:
-            return dspy.Prediction(answer=lm(question)[0])
-
-    program = dspy.streamify(Direct(), async_streaming=True)
-    *chunks, prediction = [chunk async for chunk in program(question="What is tea?")]
-    texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
-    assert "".join(filter(None, texts)) == prediction.answer
-    assert len(texts) > 8  # of 16 tokens
-
-
-async def awaited(events: AsyncIterator[Any]) -> list[Any]:
-    return [event async for event in events]
-
-
-def events_of(lm: dspy.LM, how: str, request: lm15.Request) -> list[Any]:
-    """Return the events of a streamed reply."""
-    if how == "blocking":
-        return list(lm.engine.stream(request))
-    return asyncio.run(awaited(engine.AsyncEmbeddedEngine(lm.engine.settings).stream(request)))
-
-
-@pytest.mark.parametrize("options", [{}, {"logprobs": 2}, {"stop": (",",)}], ids=str)
-def test_a_streamed_reply_is_the_whole_one_with_its_usage(lm: dspy.LM, how: str, options: dict[str, Any]) -> None:
-    config = lm15.Config(max_tokens=12, **options)
-    request = lm15.Request(model=lm.model, messages=(lm15.Message.user("Count to ten."),), config=config)
-    whole = lm.engine.complete(request)
-    start, *deltas, end = events_of(lm, how, request)
-    assert (start.model, end.finish_reason) == (lm.model, whole.finish_reason)
-    assert "".join(delta.delta.text for delta in deltas) == whole.text
-    assert (end.usage.input_tokens, end.usage.output_tokens) == (
-        whole.usage.input_tokens,
-        whole.usage.output_tokens,
-    )
-
-
-def test_a_streamed_prompt_over_the_window_names_both_numbers(lm: dspy.LM, how: str) -> None:
-    request = lm15.Request(model=lm.model, messages=(lm15.Message.user("word " * 9_000),))
-    with pytest.raises(lm15.ContextLengthError, match=r"prompt is 9\d{3} tokens.* is 8192"):
-        events_of(lm, how, request)
-
-
-def test_a_stream_that_nobody_reads_on_ends_the_generation(lm: dspy.LM) -> None:
-    request = lm15.Request(
-        model=lm.model,
-        messages=(lm15.Message.user("Write a long story."),),
-        config=lm15.Config(max_tokens=4_000, extensions={"ignore_eos": True}),
-    )
-    for _ in range(6):  # more than there are slots
-        events = lm.engine.stream(request)
-        next(events)
-        events.close()
-    assert lm("What is 2+2?", max_tokens=4)
-
-
-@pytest.mark.long
-def test_a_turn_is_heard_while_it_is_written(lm: dspy.LM) -> None:
-    """Also without `dspy.streamify`, as on the command line."""
-
-    class Ear(Listener):
-        hears_chunks = True
-
-        def __init__(self) -> None:
-            self.chunks: list[str] = []
-
-        def on_event(self, event: Event) -> None:
-            if isinstance(event, ChunkEvent) and event.text:
-                self.chunks.append(event.text)
-
-    ear = Ear()
-    with dspy.context(lm=lm.copy(max_tokens=48), callbacks=[ear]):
-        RLM("text -> words: int", max_iters=1, policy=None, interpreter_factory=LocalPythonInterpreter)(text="a b")
-    assert len(ear.chunks) > 5
 
 
 @pytest.mark.parametrize(
@@ -446,82 +361,6 @@ def test_a_process_that_used_it_ends_without_a_word() -> None:
         "print(len([lm('Hello') for lm in lms]))"
     )
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("2", "", 0)
-
-
-@pytest.fixture(scope="module")
-def base_url() -> Iterator[str]:
-    with engine.serve(slots=1) as url:
-        yield url
-
-
-def test_the_server_answers_dspys_own_openai_client(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    lm = dspy.LM(
-        "openai/smollm2-135m-instruct",
-        api_base=base_url,
-        api_key="none",
-        max_tokens=24,
-        temperature=0,
-        cache=False,
-    )
-    assert "4" in lm("What is 2+2?")[0]
-    assert lm.history[-1]["usage"]["prompt_tokens"] > 0
-
-
-def test_the_server_lists_its_model(base_url: str) -> None:
-    with urllib.request.urlopen(f"{base_url}/models") as response:
-        models = json.load(response)
-    assert [model["id"] for model in models["data"]] == ["smollm2-135m-instruct"]
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"Host": "evil.example", "Content-Type": "application/json"}, 403),
-        ({"Origin": "https://evil.example", "Content-Type": "application/json"}, 403),
-        ({"Content-Type": "text/plain"}, 415),
-    ],
-)
-def test_the_server_refuses_what_a_web_page_can_send(base_url: str, headers: dict[str, str], status: int) -> None:
-    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
-    request = urllib.request.Request(f"{base_url}/chat/completions", body, headers)
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request)
-    assert caught.value.code == status
-    caught.value.close()
-
-
-def test_the_server_refuses_a_taken_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(RuntimeError, match=f"Cannot listen on 127.0.0.1:{port}"), engine.serve(port=port):
-            pass
-
-
-def test_the_server_refuses_a_missing_model(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="cannot be read"), engine.serve(tmp_path / "none.gguf"):
-        pass
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to be asked with")
-def test_the_server_stops_cleanly_when_terminated() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "rlm_dspy.embedded", "--port", "0", "--slots", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    ) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline()
-        killer = threading.Timer(30, process.kill)
-        killer.start()
-        process.terminate()
-        rest, errors = process.communicate()
-        killer.cancel()
-        killer.join()
-    assert address.startswith("http://127.0.0.1:")
-    assert (process.returncode, rest, errors) == (0, "", "")
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.15, 0.4])

@@ -12,12 +12,15 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.service import create_app
 from rlm_dspy.testing import ScriptedLM
 from tests.service.serving import KEY, client_of, code, served, wait_for
 from tests.service.test_service import ASKED, CHAT, ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OTHER = "another key of the tests, long"
 
@@ -76,6 +79,38 @@ def test_a_conversation_keeps_variables_and_files_in_both_apis(factory: Any) -> 
         new = client.responses.create(model="program", input=parts, conversation={"id": name}, stream=False)
     assert (first.output_text, again.choices[0].message.content) == ("19", "19, Who?, Kadri")
     assert new.output_text == "19, New"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whoever_has_read_an_answer_can_ask_again_at_once(stream: bool) -> None:
+    """The second request is answered before the server has returned from sending the last bytes of the first."""
+    with dspy.context(lm=scripted(COUNT, AGAIN)):
+        app = create_app(rlm(), max_runs=1)
+    answers: list[httpx.Response] = []
+
+    async def ask(app: ASGIApp, messages: list[Any], name: str) -> None:
+        body = {"model": "program", "messages": messages, "conversation": name, "stream": stream}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            answers.append(await client.post("/v1/chat/completions", json=body))
+
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
+    ):
+        name = (await client.post("/v1/conversations", json={})).json()["id"]
+
+        async def asked_at_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+            async def sending(message: Message) -> None:
+                if b"finish_reason" in message.get("body", b""):
+                    await ask(app, ASKED, name)
+                await send(message)
+
+            await app(scope, receive, sending)
+
+        await ask(asked_at_the_end, CHAT, name)
+    second, first = answers
+    assert (first.status_code, second.status_code) == (200, 200), second.text
+    assert "19, Who?" in second.text
 
 
 def test_files_of_a_folder_are_there_in_the_next_request() -> None:
