@@ -23,8 +23,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_LOOK_SECONDS = 0.05
+"""How often the main thread, while it waits for its turn at reading, checks whether it was interrupted."""
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 class Interrupts:
-    """Raises SIGINT as KeyboardInterrupt in a cell, but never while a frame is being sent or received."""
+    """Raises SIGINT as KeyboardInterrupt in a cell, but only between two steps of the channel, or while it waits.
+
+    Only the main thread gets interrupts; in another one, the methods do nothing about them.
+    """
 
     def __init__(self) -> None:
         self.in_cell = False
@@ -40,8 +51,8 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Defer an interrupt until the end of the block. Only the main thread gets interrupts."""
-        if threading.current_thread() is not threading.main_thread():
+        """Defer an interrupt until the end of the block."""
+        if not _in_main_thread():
             yield
             return
         self._held += 1
@@ -49,9 +60,27 @@ class Interrupts:
             yield
         finally:
             self._held -= 1
-        if self._pending and not self._held:
+        if not self._held:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Raise an interrupt that was deferred."""
+        if self._pending and _in_main_thread():
             self._pending = False
-            self._arrived()
+            if self.in_cell:
+                raise KeyboardInterrupt("the cell was interrupted")
+
+    def wait(self, poll: select.poll) -> None:
+        """Wait for an event. An interrupt ends the wait, also within a block that defers it."""
+        if not _in_main_thread():
+            poll.poll()
+            return
+        held, self._held = self._held, 0
+        try:
+            self.deliver()
+            poll.poll()
+        finally:
+            self._held = held
 
     def forget(self) -> None:
         """Drop an interrupt for an ended cell."""
@@ -102,7 +131,7 @@ class Channel:
             TypeError: If the arguments have no form in JSON.
             ValueError: If they are larger than the host accepts.
         """
-        with self._turn:
+        with self._interrupts.held(), self._turn:
             self._calls += 1
             number = self._calls
         frame = {"t": "call", "id": number, "name": name, "args": args, "kwargs": kwargs}
@@ -115,25 +144,29 @@ class Channel:
 
     def _received(self, taken: Callable[[], T | None]) -> T:
         """Return the result of `taken`; read from the socket while no other thread does."""
-        while True:
-            reading = False
-            try:
+        with self._interrupts.held():
+            while True:
                 with self._turn:
                     found = taken()
                     if found is not None:
                         return found
-                    if self._reading:
-                        self._turn.wait()
-                        continue
-                    reading = self._reading = True
-                self._poll.poll()  # an interrupt may end this wait: nothing was read from the socket yet
-                with self._interrupts.held():
-                    self._take()
-            finally:
-                if reading:
-                    with self._turn:
-                        self._reading = False
-                        self._turn.notify_all()
+                    is_reader, self._reading = not self._reading, True
+                    if not is_reader:
+                        self._turn.wait(_LOOK_SECONDS if _in_main_thread() else None)
+                if is_reader:
+                    self._read()
+                else:
+                    self._interrupts.deliver()
+
+    def _read(self) -> None:
+        """Wait for a frame and take it, then let another thread read."""
+        try:
+            self._interrupts.wait(self._poll)
+            self._take()
+        finally:
+            with self._turn:
+                self._reading = False
+                self._turn.notify_all()
 
     def _take(self) -> None:
         frame, fds = wire.receive_trusted(self._sock)
