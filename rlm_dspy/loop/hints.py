@@ -182,6 +182,15 @@ def names_any(code: str, names: Collection[str]) -> bool:
     return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(tree))
 
 
+def submits_literals(code: str) -> bool:
+    """Whether all that code submits is written out in it."""
+    tree = parse(code)
+    nodes = ast.walk(tree) if tree else ()
+    calls = [node for node in nodes if isinstance(node, ast.Call) and is_call(node, "SUBMIT")]
+    names = [name for call in calls for name in ast.walk(call) if isinstance(name, ast.Name)]
+    return bool(calls) and len(names) == len(calls)  # the name of each function alone
+
+
 def is_another_turn(code: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:
     """Whether the code of a reply that should be an answer is that of an earlier turn, or is for this REPL.
 

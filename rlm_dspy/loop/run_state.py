@@ -23,7 +23,7 @@ from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
 from rlm_dspy.grounding import RunGrounding, Seen
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.loop.context_window import Conversation
-from rlm_dspy.loop.hints import names_any
+from rlm_dspy.loop.hints import names_any, submits_literals
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL, READ_TOOL
@@ -99,6 +99,7 @@ class Run:
         self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
         self._sent_back = self._told_of_failures = False
+        self._silent: set[int] = set()
         is_watched = dspy.settings.get(WATCHED) or rlm.grounding.warn_below is not None
         self.watch = Watch(self.inputs) if is_watched else None
         self.grounded = RunGrounding(rlm.grounding, self.watch, is_root=parent is None)
@@ -299,15 +300,22 @@ class Run:
         self.tool_calls.begin()
         self.repl.printed = ""
 
+    def is_silent(self) -> None:
+        """Note that the code of this turn printed nothing and asked no model."""
+        self._silent.add(len(self.steps))
+
     def blind_submit(self, code: str) -> list[str]:
         """Return, once, why a SUBMIT is refused before any code used an input; empty otherwise.
 
-        Only if the module requests it, and the model was not shown an input whole.
+        Code that printed nothing and asked no model has not used it for a SUBMIT that holds only literals. Nothing
+        is refused in the last turn, or if the model was shown the inputs whole, or if the module does not want it.
         """
         unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
-        codes = [code, *(step.code for step in (*self.past, *self.steps) if step.kind != "denied")]
-        if not self._rlm.refuse_blind_submit or self._sent_back or not unseen:
+        if not self._rlm.refuse_blind_submit or self._sent_back or not unseen or self.budget.limit:
             return []
+        silent = self._silent if submits_literals(code) else set()
+        here = [step for number, step in enumerate(self.steps) if number not in silent]
+        codes = [code, *(step.code for step in (*self.past, *here) if step.kind != "denied")]
         if any(names_any(each, self.inputs) for each in codes):
             return []
         self._sent_back = True

@@ -201,6 +201,8 @@ class Turn(dspy.Module):
         if outcome.kind != "submitted":
             output = output or NO_OUTPUT
         step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, **run.calls_taken())
+        if not (run.repl.printed if outcome.kind == "error" else outcome.output) and not step.calls:
+            run.is_silent()
         if outcome.kind != "submitted":
             return step
         values, problems = read_answer(run.signature, outcome.submitted)

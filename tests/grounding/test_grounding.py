@@ -41,7 +41,7 @@ def run(
         subs=replies.get("subs_replies", []),
     )
     with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
-        return RLM(signature, **more)(context=context, question="Who founded it?")
+        return RLM(signature, refuse_blind_submit=False, **more)(context=context, question="Who founded it?")
 
 
 def places(prediction: RunPrediction) -> list[tuple[str, str, bool]]:

@@ -286,7 +286,8 @@ def test_code_that_types_an_input_in_again_reads_the_input(play: Play) -> None:
 def test_a_block_that_only_types_an_input_in_again_is_no_code(play: Play) -> None:
     """What the model wrote is kept as its words."""
     copied = f"context = {LONG[:150]!r}\n# Now I read it."
-    played = play(RLM("context, question -> answer"), [block(copied), DONE], context=LONG, question="How long?")
+    turns = [block(copied), block("SUBMIT(answer=str(len(context)))")]
+    played = play(RLM("context, question -> answer"), turns, context=LONG, question="How long?")
     assert played.kinds == ["no_code", "submitted"]
     assert "context: set already" in played.outputs[0]
     assert copied in played.prediction.trajectory[0]["reasoning"]

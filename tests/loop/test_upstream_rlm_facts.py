@@ -202,7 +202,7 @@ def test_the_model_reads_names_types_sizes_descriptions_and_constraints(rlm_clas
         most: int = dspy.InputField(desc="At most", ge=0, le=100)
         total: int = dspy.OutputField()
 
-    lm = ScriptedLM([act("SUBMIT(total=1)")])
+    lm = ScriptedLM([act("SUBMIT(total=len(text))")])
     call(rlm_class(Sums), lm, text="a" * 5_000 + "b" * 5_000, most=3)
     told = str(lm.script.calls[0])
     for words in ("Add up.", "Background information", "At most", "greater than or equal to", "aaaa", "int"):

@@ -74,6 +74,17 @@ def test_a_passage_of_rows_begins_with_the_names_of_the_columns(mark: str) -> No
     assert find_passages(text, "berth", count=1, chars=40)[0].count("berth") == 1
 
 
+def test_a_passage_of_a_table_has_only_the_rows_with_the_words() -> None:
+    """Those beside it would be read for it."""
+    rows = [f"| {name} | {number * 37 % 1000} |" for number, name in enumerate([*"abcdefgh" * 40, "Teal", "Sund"])]
+    table = "\n".join(["| boat | length |", "|---|---|", *rows])
+    first, second = find_passages(table, "What is the length of the boat Teal?")
+    assert first == "| boat | length |\n| Teal | 840 |"
+    assert second.startswith("| boat | length |\n|---|---|\n"), (
+        "the names of the columns, as the question has them"
+    )
+
+
 def test_a_row_above_a_drawn_line_names_the_columns_also_of_years_and_words() -> None:
     rows = [f"| {name} | {name}berg | 12 |" for name in ("Aldo", "Teal", "Sund", "Hov") * 20]
     text = "\n".join(["| | Town | 2024 |", "|---|:--|--:|", *rows, "| Rauma | Oulu | 15 |"])
@@ -171,7 +182,7 @@ def test_every_passage_is_a_part_of_the_text(text: str, words: str, count: int, 
 
 @pytest.mark.parametrize("call", ["find_passages('text', 'Vaheste')", "find_records('text')"])
 def test_the_name_of_a_variable_is_not_taken_for_its_text(call: str) -> None:
-    lm = ScriptedLM([block(call), block("SUBMIT(answer='a')")])
+    lm = ScriptedLM([block(call), block("SUBMIT(answer=text[0])")])
     with dspy.context(lm=lm):
         step = RLM("text -> answer", policy=None)(text=TEXT).trajectory[0]
     assert "leave out the quotes of 'text'" in step["output"]
@@ -211,15 +222,28 @@ def test_a_sub_call_reads_the_best_passage_and_more_if_that_does_not_tell(
     assert saw == read
 
 
+def test_the_first_sub_call_reads_enough_passages_to_have_the_rare_names_of_the_question() -> None:
+    """The best passage has more of its words, but tells of somebody else."""
+    mends = "Jon Berg mends bicycles in a small town called Sund."
+    text = "\n\n".join([filler(900), mends, filler(90), "Ada Kask runs a workshop in Hov.", filler(900)])
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=query_passages(text, 'Kask mends bicycles in a town. What is it called?'))")],
+        query=lambda messages: "Hov" if "Ada Kask" in messages[-1]["content"] else "Sund",
+    )
+    with dspy.context(lm=lm):
+        prediction = RLM("text -> answer", policy=None)(text=text)
+    assert (prediction.answer, prediction.usage["calls"]) == ("Hov", 2)
+
+
 def test_a_text_without_the_words_of_the_question_costs_no_call() -> None:
-    with dspy.context(lm=ScriptedLM(act=[block("SUBMIT(answer=query_passages('', 'Who?'))")])):
+    with dspy.context(lm=ScriptedLM(act=[block("SUBMIT(answer=query_passages(text[:0], 'Who?'))")])):
         prediction = RLM("text -> answer", policy=None)(text=TEXT)
     assert (prediction.answer, prediction.usage["calls"]) == ("unknown", 1)
 
 
 def test_a_run_without_sub_calls_is_not_offered_them() -> None:
     for most, offered in ((0, False), (5, True)):
-        lm = ScriptedLM([block("SUBMIT(answer='a')")])
+        lm = ScriptedLM([block("SUBMIT(answer=text[0])")])
         with dspy.context(lm=lm):
             RLM("text -> answer", policy=None, limits=Limits(max_llm_calls=most))(text=TEXT)
         assert ("query_passages" in str(lm.script.calls[0])) is offered

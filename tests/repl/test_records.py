@@ -145,3 +145,57 @@ def test_records_can_be_submitted() -> None:
     with dspy.context(lm=ScriptedLM([block("SUBMIT(answer=find_records(text))")])):
         rlm = RLM("text -> answer: list[dict[str, str]]", policy=None)
         assert rlm(text=LETTERS).answer == find_records(LETTERS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "| boat | seats |\n| Auk | 12 |\n| Tern, old | 4 |\n",
+        "# Boats\n\nboat | seats\n--- | ---\nAuk | 12\nTern, old | 4\n",
+        "+---+---+\n| boat | seats |\n+===+===+\n| Auk | 12 |\n| Tern, old | 4 |\n+---+---+\n",
+        'boat,seats\nAuk,12\n"Tern, old",4\n',
+        "boat;seats\n\nAuk;12\nTern, old;4",
+        "boat\tseats\nAuk\t12\nTern, old\t4\n",
+    ],
+    ids=["pipes", "Markdown", "ruled", "CSV", "semicolons", "TSV"],
+)
+def test_a_row_of_a_table_is_a_record(text: str) -> None:
+    """By the names of the columns, in any case."""
+    assert find_records(text) == [{"boat": "Auk", "seats": "12"}, {"boat": "Tern, old", "seats": "4"}]
+    assert find_records(text)[0]["Seats"] == "12"
+
+
+def test_empty_cells_and_lines_within_quotes_stay_in_their_row() -> None:
+    assert find_records("| a | n |\n|---|---|\n| | 3 |\n| x | |") == [{"a": "", "n": "3"}, {"a": "x", "n": ""}]
+    assert find_records('a,note\nx,"1\n2"\ny,3\n') == [{"a": "x", "note": "1\n2"}, {"a": "y", "note": "3"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Smith, John\nDoe, Jane\nRoe, Ann",
+        "2026-01-01 12:00:00,123 INFO a\n2026-01-01 12:00:01,123 INFO b\n2026-01-01 12:00:02,123 INFO c",
+        "Red, green\n1, 2\nNow words alone.\nAnd more.\nAnd more.\nAnd more.\nAnd more.",
+    ],
+    ids=["names", "log", "table of two rows"],
+)
+def test_lines_with_marks_but_without_columns_are_records_of_their_own(text: str) -> None:
+    assert find_records(text) == [{"text": line} for line in text.splitlines()]
+
+
+def test_paragraphs_are_no_records() -> None:
+    """The error names the function for them. One file of paragraphs does not hide the lines of others."""
+    prose = "It rained. The road was wet. Nobody came. So it went on.\n\n" * 3
+    with pytest.raises(ValueError, match=r"query_passages\(text, question\)"):
+        find_records(prose)
+    assert find_records({"a.md": prose, "b.log": "one\ntwo"}) == [
+        {"file": "b.log", "text": "one"},
+        {"file": "b.log", "text": "two"},
+    ]
+    assert find_records("") == find_records({}) == []
+
+
+@given(st.text(alphabet='ab1,;|\t"\n -', max_size=60))
+def test_any_text_has_records_lines_or_says_that_it_has_none(text: str) -> None:
+    for each in find_records(text):
+        assert each

@@ -16,6 +16,8 @@ _RLM_COMMON = 20_000
 _RLM_WORD = _rlm_re.compile(r"\w+")
 _RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
+_RLM_NAME_SHARE = 8
+"""A name in more than one of so many passages of a text is of little help to find one."""
 _RLM_SENTENCE_SHARE = 0.25
 """The share for which the words of the best sentence of a passage count once more."""
 _RLM_MOST = 100_000_000
@@ -37,27 +39,34 @@ def find_passages(text, words, count=5, chars=300):
         words: A question, or words that the passage may have. Case and endings of words do not matter.
         count: The maximum number of passages.
         chars: The length of a passage in characters. One sentence or line may be up to twice as long. A passage
-            of rows of a table begins with the names of the columns, the first row of the table.
+            of a table has the names of the columns, its first row, and the rows that have the words.
     """
+    return _rlm_found(text, words, count, chars)[0]
+
+
+def _rlm_found(text, words, count, chars):
+    """Return what `find_passages` does, and the rare names among the words, in lower case."""
     if not isinstance(words, str):
         raise TypeError("find_passages takes a str as words, not %s." % type(words).__name__)
     _rlm_refuse_name(text, "find_passages")
     text, begins, names = _rlm_one_text(text, 2 * chars)
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
-    places = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
-    chosen = []
+    places, found = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
+    chosen, headers = [], []
     for _, length, first in _rlm_windows(text, places, chars):
         last = first + length
         if len(chosen) == count:
             break
-        if all(last <= start or end <= first for start, end in chosen):
-            begin, stop = _rlm_sentences(text, first, last, chars)
-            if all(stop <= start or end <= begin for start, end in chosen):
-                chosen.append((begin, stop))
-    return [
+        if all(last <= start or end <= first for start, end in chosen + headers):
+            begin, stop = _rlm_rows_of(text, first, last, chars) or _rlm_sentences(text, first, last, chars)
+            if all(stop <= start or end <= begin for start, end in chosen + headers):
+                (headers if _rlm_is_header(text, begin, chars) else chosen).append((begin, stop))
+    chosen = (chosen + headers)[:count]  # each row comes with its header
+    passages = [
         names[_rlm_bisect.bisect(begins, end - 1)] + _rlm_header(text, start, chars) + text[start:end].strip()
         for start, end in chosen
     ]
+    return passages, found
 
 
 def _rlm_one_text(given, gap):
@@ -110,7 +119,8 @@ def _rlm_texts(given, function):
 def query_passages(text, prompt, at_least=1, count=8, chars=350):
     """Ask a model a question about the passages of a text that match it best; return the answer.
 
-    The model reads the best passage. If it answers "unknown", it reads the three best, and then all.
+    The model reads the best passage; or the three best, or all, if it takes these to have each rare name of the
+    question that any of them has. While it answers "unknown", it reads more.
 
     Args:
         text: The text, as in `find_passages`.
@@ -122,8 +132,11 @@ def query_passages(text, prompt, at_least=1, count=8, chars=350):
     Raises:
         SubCallError: If the model could not be asked.
     """
-    best, reply = find_passages(text, prompt, count, chars), "unknown"
+    best, names = _rlm_found(text, prompt, count, chars)
+    reply, held = "unknown", [names.intersection(_RLM_WORD.findall(passage.lower())) for passage in best]
     for number in dict.fromkeys(max(at_least, each) for each in (1, 3, count)):
+        if number < len(best) and set().union(*held[:number]) != set().union(*held):
+            continue
         if best:
             reply = llm_query(_RLM_QUESTION % ("\n\n".join(reversed(best[:number])), prompt))
         if number >= len(best) or "unknown" not in reply.lower():
@@ -132,12 +145,12 @@ def query_passages(text, prompt, at_least=1, count=8, chars=350):
 
 
 def _rlm_places(text, folded, words, passages):
-    """Return the places of the words that are not common, in order: start, end, word, weight.
+    """Return the places of the words that are not common, in order: start, end, word, weight; and the rare names.
 
     A word with another ending is such a place too, for half the weight at most. A word that the text writes only
     with a capital is a name: the rarer it is, the more it counts for, up to twice.
     """
-    rare, common = [], []
+    rare, common, names = [], [], set()
     rarest = _rlm_math.log(1 + passages)
     for word in words:
         found = list(_rlm_itertools.islice(_rlm_forms(folded, word), _RLM_COMMON))
@@ -145,9 +158,11 @@ def _rlm_places(text, folded, words, passages):
         weights = _rlm_math.log(1 + passages / max(1, len(found))) / 2, _rlm_math.log(1 + passages / max(1, exact))
         if exact and all(text[start].isupper() for start, _, whole in found if whole):
             weights = tuple(weight * (1 + (weight / rarest) ** 2) for weight in weights)
+            if len(found) < passages / _RLM_NAME_SHARE:
+                names.add(word)
         here = [(start, end, word, weights[whole]) for start, end, whole in found]
         (rare if len(found) < _RLM_COMMON else common).extend(here)
-    return sorted(rare or common)
+    return sorted(rare or common), names
 
 
 def _rlm_windows(text, places, chars):
@@ -207,6 +222,21 @@ def _rlm_sentences(text, first, last, chars):
     while len(before) > 1 and after[0] - before[-2] <= chars:
         before.pop()
     return before[-1], after[0]
+
+
+def _rlm_rows_of(text, first, last, chars):
+    """Return the range of the rows of a table that have the words from `first` to `last`; None in other texts."""
+    begin, end = text.rfind("\n", 0, first) + 1, text.find("\n", last)
+    end = end if end >= 0 else len(text)
+    return (begin, end) if end - begin <= 2 * chars and _rlm_header(text, begin, chars) else None
+
+
+def _rlm_is_header(text, start, chars):
+    """Return whether the line that begins here names the columns of the rows below."""
+    first, _, below = text[start : start + 6 * chars].partition("\n")
+    under, _, _ = below.partition("\n")
+    row = start + len(first) + 1 + (0 if under.strip("-:= \t|;,") else len(under) + 1)
+    return row < len(text) and _rlm_header(text, row, chars).startswith(first + "\n")
 
 
 def _rlm_header(text, start, chars):

@@ -1,8 +1,9 @@
-"""Defines `find_records`, which reads the records of a text: the blocks of lines `name: value` that it repeats.
+"""Defines `find_records`, which reads the records of a text: blocks of lines `name: value`, or rows of a table.
 
 Not imported: the source runs in any interpreter, in the same namespace as `passages.py`.
 """
 
+import csv as _rlm_csv
 import re as _rlm_re
 from collections import Counter as _RlmCounter
 from itertools import groupby as _rlm_groupby
@@ -11,6 +12,11 @@ _RLM_FIELD = _rlm_re.compile(
     r"[ \t]*(?:[-*+][ \t]+)?[*_]{0,2}([^\W\d_][\w ./-]{0,39})[*_]{0,2}[ \t]*:[*_]{0,2}(?:[ \t]+(.*))?"
 )
 
+_RLM_COLUMN = _rlm_re.compile(r"[^\W\d_][\w ./()%#-]{0,39}")
+_RLM_PARAGRAPH = _rlm_re.compile(r"(?:[^.!?]*[.!?]+\s+(?=\w)){3}")
+"""Begins a line of four sentences or more."""
+_RLM_LEAST_ROWS = 3
+"""The least number of lines of a table, with its columns' names."""
 _RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")
 """Ends the fields at the beginning of a Markdown file."""
 
@@ -39,23 +45,76 @@ def find_records(text):
 
     A record begins with two or more lines `name: value`; records share at least half of their names. Its dict has
     `title` too, the line above these, and `text`, the lines below them up to the next record. In a text without
-    such blocks each line is a record, and has only `text`.
+    such blocks, half of whose lines are a table (Markdown, CSV or TSV, its first row names the columns), each row
+    is a record. Else each line is one, and has only `text`.
 
     Args:
         text: The text, or several, as in `find_passages`: `file` is then the name, or index, of a record's.
+
+    Raises:
+        ValueError: If there are no records but the lines, and these are paragraphs.
     """
     _rlm_refuse_name(text, "find_records")
-    if isinstance(text, str):
-        records = _rlm_blocks(text)
-        return records if len(records) > 1 else _rlm_lines(text)
-    texts = dict(_rlm_texts(text, "find_records"))
-    records = [_RlmFields({"file": name, **each}) for name in texts for each in _rlm_blocks(texts[name])]
-    return records or [_RlmFields({"file": name, **each}) for name in texts for each in _rlm_lines(texts[name])]
+    texts = {None: text} if isinstance(text, str) else dict(_rlm_texts(text, "find_records"))
+    for read in _rlm_blocks, _rlm_rows, _rlm_lines:
+        records = [(name, each) for name in texts for each in read(texts[name])]
+        if len(records) > (isinstance(text, str) and read is _rlm_blocks):
+            return [each if name is None else _RlmFields({"file": name, **each}) for name, each in records]
+    if not any(map(str.strip, texts.values())):
+        return []
+    raise ValueError(
+        "find_records finds no records: the lines of this text are paragraphs. To look up what they say, use "
+        "query_passages(text, question)."
+    )
 
 
 def _rlm_lines(text):
-    """Return the lines that are not empty as records."""
-    return [_RlmFields(text=line) for line in text.splitlines() if line.strip()]
+    """Return the lines that are not empty as records; none if they are paragraphs."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    prose = (line[0] not in "{[<" and _RLM_PARAGRAPH.match(line) for line in lines)
+    return [] if 2 * sum(map(bool, prose)) > len(lines) else [_RlmFields(text=line) for line in lines]
+
+
+def _rlm_rows(text):
+    """Return the rows of the table that fills the text, each as a dict by the names of its columns."""
+    lines, ruled = [], set()  # the lines with words, and which of them have a line drawn under them
+    for line in text.splitlines():
+        if line.strip("-=+:| \t"):
+            lines.append(line)
+        elif lines and line:
+            ruled.add(len(lines) - 1)
+    for mark in "|\t;,":
+        first = 0
+        for _, table in _rlm_groupby(_rlm_cells(lines, mark), key=len):
+            header, *rows = table
+            is_table = len(rows) + 1 >= max(_RLM_LEAST_ROWS, len(lines) / 2) and _rlm_are_columns(header)
+            if is_table and (first in ruled or any(map(_rlm_numbers_below, header, zip(*rows)))):
+                return [_RlmFields(zip(header, cells)) for cells in rows]
+            first += len(rows) + 1
+    return []
+
+
+def _rlm_cells(lines, mark):
+    """Return the cells of each line, which `mark` parts; nothing if that is no mark of these lines."""
+    if 2 * sum(mark in line for line in lines) < len(lines):
+        return []
+    if mark in "|\t":
+        rows = (line.strip(" ").removeprefix("|").removesuffix("|") for line in lines)
+        return [[cell.strip() for cell in row.split(mark)] for row in rows]
+    try:
+        rows = _rlm_csv.reader((line + "\n" for line in lines), delimiter=mark, skipinitialspace=True)
+        return [[cell.strip() for cell in row] for row in rows]
+    except _rlm_csv.Error:
+        return []
+
+
+def _rlm_are_columns(names):
+    return len(names) == len(set(names)) > 1 and all(map(_RLM_COLUMN.fullmatch, names))
+
+
+def _rlm_numbers_below(name, cells):
+    """Return whether more than half of the cells have a digit, as the column's name does not."""
+    return not _RLM_DIGIT.search(name) and 2 * sum(map(bool, map(_RLM_DIGIT.search, cells))) > len(cells)
 
 
 def _rlm_blocks(text):
