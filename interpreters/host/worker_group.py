@@ -60,6 +60,8 @@ class Group:
     _copies: list[_Copy] = field(default_factory=list)
     _busy: set[object] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ordering: threading.Lock = field(default_factory=threading.Lock)
+    """Held until the fork server knows how much is mapped: an older sum must not come after a newer one."""
 
     def start_worker(self, max_output_chars: int) -> WorkerConnection:
         """Start the first process.
@@ -110,18 +112,26 @@ class Group:
 
         Raises:
             TimeoutError: If the fork server does not do it within `seconds`.
-            OSError: If it cannot be done.
+            OSError: If it cannot be done, or the group has ended: a tool may return later.
         """
-        self._shared += forms.shared
-        forms.shared = []
         deadline = Deadline(seconds)
+        with self._lock:
+            if not self._users:
+                raise BrokenPipeError("the session has ended")
+            self._shared += forms.shared
+            forms.shared = []
         self.server.hold(self._name, forms.fds, seconds)
         if forms.mapped:
-            self._mapped += forms.mapped
-            self._private += forms.private
-            order = {**self._named(), "pid": process.pid, "limits": asdict(self.limits)}
-            order |= {"mapped": self._mapped, "private": self._private}
-            self.server.send_order("room", order, deadline.left())
+            if not self._ordering.acquire(timeout=min(max(0, deadline.left()), threading.TIMEOUT_MAX)):
+                raise TimeoutError(f"the fork server was busy for {seconds:g} seconds")
+            try:
+                self._mapped += forms.mapped
+                self._private += forms.private
+                order = {**self._named(), "pid": process.pid, "limits": asdict(self.limits)}
+                order |= {"mapped": self._mapped, "private": self._private}
+                self.server.send_order("room", order, deadline.left())
+            finally:
+                self._ordering.release()
 
     def _named(self) -> dict[str, JSON]:
         return {"session": self._name, "group": self.pid}
@@ -137,13 +147,14 @@ class Group:
             self._users -= 1
             if self._users:
                 return
+            shared, self._shared = self._shared, []
         self.server.watch.remove(self)
         if self.pid:
             with suppress(OSError):
                 self.server.send_order("kill", self._named(), _KILL_SECONDS)
         self.server.drop_scratch(self.scratch)
-        for shared in self._shared:
-            shared.release()
+        for each in shared:
+            each.release()
 
     def memory_over(self, process: WorkerConnection, copies: Sequence[WorkerConnection]) -> int:
         """Return the bytes that a session's processes take together, if that is over the limit; else 0.
