@@ -30,7 +30,8 @@ class ThreadPool:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """An entry for each idle thread. An interrupt within a Semaphore would leave its lock held."""
 
     def run(self, job: Callable[[], object]) -> None:
         """Run `job`, which must not raise.
@@ -38,7 +39,7 @@ class ThreadPool:
         Raises:
             RuntimeError: If no thread can be started.
         """
-        if not self._idle.acquire(blocking=False):
+        if not self._claimed():
             thread = threading.Thread(target=self._work, name="rlm-call", daemon=True)
             contextvars.Context().run(thread.start)  # it must not keep what the context of its first job holds
         self._jobs.put(job)
@@ -47,14 +48,21 @@ class ThreadPool:
         while job := self._next():
             job()
             del job  # and what it holds
-            self._idle.release()
+            self._idle.put(None)
+
+    def _claimed(self) -> bool:
+        """Take one from the idle threads; return whether there was one."""
+        with contextlib.suppress(queue.Empty):
+            self._idle.get_nowait()
+            return True
+        return False
 
     def _next(self) -> Callable[[], object] | None:
         """Wait for a job; None if there was none for too long."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._jobs.get(timeout=_IDLE_SECONDS)
-            if self._idle.acquire(blocking=False):  # else a job that counts on this thread is on its way
+            if self._claimed():  # else a job that counts on this thread is on its way
                 return None
 
 

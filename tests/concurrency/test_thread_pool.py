@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rlm_dspy.concurrency import thread_pool
 from rlm_dspy.concurrency.thread_pool import ThreadPool, run_in_pool
 from tests.interpreters.waiting import comes_true
+from tests.interrupting import interrupted_everywhere
 
 if TYPE_CHECKING:
     import pytest
@@ -33,12 +34,12 @@ def thread_of_job(pool: ThreadPool) -> threading.Thread:
 def test_a_thread_is_used_again_and_a_busy_one_keeps_no_job_waiting() -> None:
     pool, go_on, before = ThreadPool(), threading.Event(), set(threading.enumerate())
     thread_of_job(pool)
-    assert comes_true(lambda: pool._idle._value == 1)
+    assert comes_true(lambda: pool._idle.qsize() == 1)
     pool.run(go_on.wait)
     thread_of_job(pool)
     assert len(set(threading.enumerate()) - before) == 2
     go_on.set()
-    assert comes_true(lambda: pool._idle._value == 2)
+    assert comes_true(lambda: pool._idle.qsize() == 2)
     thread_of_job(pool)
     assert len(set(threading.enumerate()) - before) == 2
 
@@ -59,7 +60,7 @@ def test_an_idle_thread_holds_nothing_of_the_job_before() -> None:
     context.run(variable.set, held)
     context.run(pool.run, functools.partial(id, held))
     del held, context
-    assert comes_true(lambda: pool._idle._value == 1)
+    assert comes_true(lambda: pool._idle.qsize() == 1)
     gc.collect()
     assert gone() is None
 
@@ -81,3 +82,13 @@ def test_a_thread_has_the_name_of_its_job_until_the_result_is_there() -> None:
     run_in_pool(lambda: threading.current_thread().name, names, "rlm-test")
     assert names.result(60) == "rlm-test"
     assert not any(thread.name == "rlm-test" for thread in threading.enumerate())
+
+
+def test_an_interrupt_while_a_job_is_given_to_an_idle_thread_leaves_the_pool_to_others() -> None:
+    def made() -> ThreadPool:
+        pool = ThreadPool()
+        thread_of_job(pool)
+        assert comes_true(lambda: pool._idle.qsize() == 1)
+        return pool
+
+    assert interrupted_everywhere(made, lambda pool: pool.run(lambda: None), thread_of_job) > 1
