@@ -17,6 +17,7 @@ from dspy.utils.callback import with_callbacks
 from rlm_dspy.concurrency.async_forms import is_async
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.thread_pool import run_in_pool
+from rlm_dspy.concurrency.turn import Turn
 from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by, running_loop
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Interpreter:
         self.output_fields = None if output_fields is None else [dict(item) for item in output_fields]
         self.callbacks = list(callbacks or [])
         self.shown = ""
-        self._running = threading.Lock()
+        self._running = Turn()
         self._starting = threading.Lock()
         self._started = False
         self._ended = False
@@ -216,15 +217,13 @@ class Interpreter:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of a running cell; raise instead of waiting."""
-        if not self._running.acquire(blocking=False):
-            raise dspy.CodeInterpreterError(
-                f"This {type(self).__name__} is running a cell; wait until it ends, or interrupt it."
-            )
-        try:
+        """Take the turn of a running cell; raise instead of waiting."""
+        with self._running.tried() as is_free:
+            if not is_free:
+                raise dspy.CodeInterpreterError(
+                    f"This {type(self).__name__} is running a cell; wait until it ends, or interrupt it."
+                )
             yield
-        finally:
-            self._running.release()
 
     @observed
     def invoke_tool(self, tool_name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:

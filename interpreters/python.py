@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import dspy
 
 from rlm_dspy.concurrency.timeouts import await_in_thread
+from rlm_dspy.concurrency.turn import Turn
 from rlm_dspy.errors import briefly_shown
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
@@ -143,7 +144,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     def interrupt(self) -> None:
         """Stop the running cell, from any thread; it ends with a `CellError`. Do nothing without a cell."""
-        if self._session is not None and self._running.locked():
+        if self._session is not None and self._running.taken:
             self._session.interrupt("was stopped by the host")
 
     def rollback(self) -> int:
@@ -211,7 +212,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         vars(made).update(vars(self))
         made.tools = dict(self.tools)
         made.callbacks = list(self.callbacks)
-        made._running, made._starting = threading.Lock(), threading.Lock()
+        made._running, made._starting = Turn(), threading.Lock()
         made._adopt(session)
         return made
 

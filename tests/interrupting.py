@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import FrameType, ModuleType
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 20
@@ -31,20 +32,24 @@ class _InterruptAt:
                 raise KeyboardInterrupt
 
 
-def interrupted_everywhere(made: Callable[[], T], used: Callable[[T], Any], works: Callable[[T], Any]) -> int:
+def interrupted_everywhere(
+    made: Callable[[], T], used: Callable[[T], Any], works: Callable[[T], Any], *modules: ModuleType
+) -> int:
     """Use a fresh object for each step, interrupt it there, and let it work in another thread after that.
 
     Args:
         made: Returns the object.
-        used: Is interrupted in the code of the object's own file and of threading.py.
+        used: Is interrupted in the code of `modules`, of contextlib and of threading.
         works: Raises or hangs if the object does not work any more.
+        *modules: Those that are looked at.
 
     Returns:
         The number of interrupts.
     """
+    files = [module.__file__ or "" for module in (contextlib, threading, *modules)]
     for number in itertools.count(1):
         each = made()
-        at = _InterruptAt(number, [sys.modules[type(each).__module__].__file__ or "", threading.__file__])
+        at = _InterruptAt(number, files)
         before = sys.getprofile()
         try:
             sys.setprofile(at)

@@ -150,7 +150,7 @@ class ForkServer:
         self.readable: list[str] = []
         """The files and folders that its workers can read, beside their scratch."""
         self.zero_copy = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an interrupt right after its `acquire` can tell that it is held
         self._owner = os.getpid()
         scratch.remove_stale()
         self.uid = namespaces.unused_uid() if "uid" in layers else None
@@ -267,15 +267,18 @@ class ForkServer:
         A fork server that had 30 seconds and did not answer is killed.
         """
         deadline = Deadline(max(0, min(seconds, _ANSWER_SECONDS)))
-        if not self._lock.acquire(timeout=deadline.seconds):
-            raise TimeoutError(f"the fork server was busy for {deadline.seconds:g} seconds")
         try:
+            if not self._lock.acquire(timeout=deadline.seconds):
+                raise TimeoutError(f"the fork server was busy for {deadline.seconds:g} seconds")
             self._orders += 1
             frame = {"t": order, "id": self._orders, "arguments": arguments}
             wire.send(self._control, wire.encoded(frame), 0, fds)
             answer, handles = self._answer(deadline)
         finally:
-            self._lock.release()
+            try:  # noqa: SIM105 (an interrupt at the begin of `suppress` would leave it held)
+                self._lock.release()
+            except RuntimeError:  # it was not acquired
+                pass
         if answer["t"] == "failed":
             raise OSError(answer["error"])
         return answer, handles

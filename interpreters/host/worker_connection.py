@@ -45,7 +45,7 @@ class WorkerConnection:
         self.given_up = False
         """Whether this copy was ended while it slept, to free memory."""
         self._assembler = wire.Assembler()
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
         self._torn = self._killed = False
 
     @classmethod
@@ -68,9 +68,9 @@ class WorkerConnection:
             OSError: If the process is gone, or an earlier frame was cut off.
         """
         payload = wire.encoded(frame)
-        while not self._sending.acquire(timeout=_slice(left)):
-            _check(left)
         try:
+            while not self._sending.acquire(timeout=_slice(left)):
+                _check(left)
             if self._torn:
                 raise BrokenPipeError("a frame to it was cut off")
             for packet in wire.packets(payload, number, fds):
@@ -78,7 +78,10 @@ class WorkerConnection:
                 self._torn = True
             self._torn = False
         finally:
-            self._sending.release()
+            try:  # noqa: SIM105 (an interrupt at the begin of `suppress` would leave it held)
+                self._sending.release()
+            except RuntimeError:  # it was not acquired
+                pass
 
     def _send_packet(self, packet: wire.Packet, left: Callable[[], float]) -> None:
         while True:

@@ -60,7 +60,7 @@ class Group:
     _copies: list[_Copy] = field(default_factory=list)
     _busy: set[object] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _ordering: threading.Lock = field(default_factory=threading.Lock)
+    _ordering: threading.RLock = field(default_factory=threading.RLock)
     """Held until the fork server knows how much is mapped: an older sum must not come after a newer one."""
 
     def start_worker(self, max_output_chars: int) -> WorkerConnection:
@@ -122,16 +122,19 @@ class Group:
             forms.shared = []
         self.server.hold(self._name, forms.fds, seconds)
         if forms.mapped:
-            if not self._ordering.acquire(timeout=min(max(0, deadline.left()), threading.TIMEOUT_MAX)):
-                raise TimeoutError(f"the fork server was busy for {seconds:g} seconds")
             try:
+                if not self._ordering.acquire(timeout=min(max(0, deadline.left()), threading.TIMEOUT_MAX)):
+                    raise TimeoutError(f"the fork server was busy for {seconds:g} seconds")
                 self._mapped += forms.mapped
                 self._private += forms.private
                 order = {**self._named(), "pid": process.pid, "limits": asdict(self.limits)}
                 order |= {"mapped": self._mapped, "private": self._private}
                 self.server.send_order("room", order, deadline.left())
             finally:
-                self._ordering.release()
+                try:  # noqa: SIM105 (an interrupt at the begin of `suppress` would leave it held)
+                    self._ordering.release()
+                except RuntimeError:  # it was not acquired
+                    pass
 
     def _named(self) -> dict[str, JSON]:
         return {"session": self._name, "group": self.pid}

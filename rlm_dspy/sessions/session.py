@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
 import dspy
 
+from rlm_dspy.concurrency.turn import Turn
 from rlm_dspy.concurrency.wait_scope import running_loop
 from rlm_dspy.errors import InvalidInputs, LimitExceeded
 from rlm_dspy.limits import Limits, limits_of_budget
@@ -95,7 +96,7 @@ class Session:
         self._budget = None if budget is None else limits_of_budget(budget, _CAPS, "call")
         self._state = SessionState() if saved is None else saved.state()
         self._used = [RunUsage() if saved is None else saved.usage]
-        self._lock = threading.Lock()
+        self._turn = Turn()
         self._closed = False
         self._files = KnownFiles()
         if path is not None:
@@ -248,21 +249,23 @@ class Session:
 
     @contextlib.contextmanager
     def _alone(self, *, wait: bool) -> Iterator[None]:
-        if not self._lock.acquire(blocking=wait):
-            raise RuntimeError("A call of this session is running. Await it first; use session.acall(...).")
-        try:
-            yield
-        finally:
-            self._lock.release()
+        while True:
+            with self._turn.tried() as is_free:
+                if is_free:
+                    yield
+                    return
+            if not wait:
+                raise RuntimeError("A call of this session is running. Await it first; use session.acall(...).")
+            time.sleep(_LOOK_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
-        while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 (other threads may hold it)
-            await asyncio.sleep(_LOOK_SECONDS)
-        try:
-            yield
-        finally:
-            self._lock.release()
+        while True:
+            with self._turn.tried() as is_free:
+                if is_free:
+                    yield
+                    return
+            await asyncio.sleep(_LOOK_SECONDS)  # other threads may have it
 
     @contextlib.contextmanager
     def _calling(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

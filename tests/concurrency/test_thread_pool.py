@@ -91,4 +91,4 @@ def test_an_interrupt_while_a_job_is_given_to_an_idle_thread_leaves_the_pool_to_
         assert comes_true(lambda: pool._idle.qsize() == 1)
         return pool
 
-    assert interrupted_everywhere(made, lambda pool: pool.run(lambda: None), thread_of_job) > 1
+    assert interrupted_everywhere(made, lambda pool: pool.run(lambda: None), thread_of_job, thread_pool) > 1
