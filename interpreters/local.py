@@ -313,30 +313,45 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cells = 0
+        self._cells: dict[object, str | None] = {}
+        """The working directory that each running cell found."""
 
     @contextlib.contextmanager
     def shared_with(self, session: _Session) -> Iterator[None]:
         """Install the stand-ins for a cell of `session`; the last cell restores the originals."""
+        cell = object()
+        try:
+            self._begin(cell, session)
+            yield
+        finally:
+            try:
+                self._end(cell, session)
+            except BaseException:  # Ctrl-C here would leave the stand-ins for good
+                self._end(cell, session)
+                raise
+
+    def _begin(self, cell: object, session: _Session) -> None:
         with self._lock:
             if not self._cells:
                 self._found = _Globals(sys.stdout, sys.stderr, sys.modules["__main__"], threading.Thread.start)
                 self._stand_ins = self._found.stand_ins()
                 self._directory = _directory()
-            self._cells += 1
+            self._cells[cell] = _directory()
             self._stand_ins.put()  # an outer cell may have replaced the stream
-            found = _directory()
             _change_directory(session.directory)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._cells -= 1
-                (self._stand_ins if self._cells else self._found).put()
-                here = _directory()
-                if here != found or session.directory is not None:
-                    session.directory = None if here == self._directory else here
-                _change_directory(found if self._cells else self._directory)
+
+    def _end(self, cell: object, session: _Session) -> None:
+        """Undo what `_begin` did, also if that was interrupted; a second time, do nothing."""
+        with self._lock:
+            if cell not in self._cells:
+                return
+            found, is_last = self._cells[cell], len(self._cells) == 1
+            (self._found if is_last else self._stand_ins).put()
+            here = _directory()
+            if here != found or session.directory is not None:
+                session.directory = None if here == self._directory else here
+            _change_directory(self._directory if is_last else found)
+            del self._cells[cell]
 
 
 _process = _Process()

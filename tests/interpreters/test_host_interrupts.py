@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlm_dspy.concurrency import turn
-from rlm_dspy.interpreters import LocalPythonInterpreter, base
+from rlm_dspy.interpreters import LocalPythonInterpreter, base, local
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import deadlines, fork_server_client, servers, worker_connection, worker_group
@@ -93,3 +93,16 @@ def test_an_interpreter_runs_cells_after_an_interrupt() -> None:
         assert repl.execute("1 + 1") == 2
 
     assert interrupted_everywhere(LocalPythonInterpreter, runs, runs, base, turn) > 5
+
+
+def test_a_process_has_its_streams_and_folder_back_after_an_interrupt_in_this_process() -> None:
+    """Whether it comes at the begin of a cell, in it or at its end."""
+    found = sys.stdout, sys.stderr, sys.modules["__main__"], local._directory()
+
+    def runs(repl: LocalPythonInterpreter) -> None:
+        repl.execute("import os\nos.chdir('/')\n1")
+
+    def is_as_found(_: LocalPythonInterpreter) -> None:
+        assert (sys.stdout, sys.stderr, sys.modules["__main__"], local._directory()) == found
+
+    assert interrupted_everywhere(LocalPythonInterpreter, runs, is_as_found, local) > 5
