@@ -32,7 +32,7 @@ SLOW_COPIES = "import os, time\nos.register_at_fork(before=lambda: time.sleep({s
 
 
 def opened(seconds: float = 0.0, **options: Any) -> PythonInterpreter:
-    """Return an interpreter whose copies take so long."""
+    """Return an interpreter whose copies take so long, or longer on a busy machine, where `auto` makes fewer."""
     repl = PythonInterpreter({"ask": lambda n: n * n}, packages=(), **options)
     repl.execute(SLOW_COPIES.format(seconds=seconds) if seconds else "import os, time")
     return repl
@@ -78,7 +78,7 @@ def test_a_run_is_copied_once_before_each_turn() -> None:
     made: list[PythonInterpreter] = []
 
     def factory() -> PythonInterpreter:
-        made.append(PythonInterpreter(packages=()))
+        made.append(PythonInterpreter(packages=(), checkpoint="always"))  # `auto` makes fewer on a busy machine
         return made[-1]
 
     turns = [f"context = 'x'\n{CRASH}", "context += '!'", "SUBMIT(answer=context)"]
@@ -292,7 +292,7 @@ def test_copies_leave_no_descriptor_or_process() -> None:
 
 def test_a_copy_of_a_worker_with_threads_takes_over_too() -> None:
     """Such a copy is prepared at once: its other threads are gone and may have held what it needs."""
-    with opened() as repl:
+    with opened(checkpoint="always") as repl:
         repl.execute(
             "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\nx = 1"
         )
@@ -304,7 +304,7 @@ def test_a_copy_of_a_worker_with_threads_takes_over_too() -> None:
 
 def test_a_copy_that_is_interrupted_in_its_sleep_still_takes_over() -> None:
     """Code may send a signal to all processes of its session."""
-    with opened() as repl:
+    with opened(checkpoint="always") as repl:
         repl.execute("import signal\nx = 1")
         with pytest.raises(dspy.CodeExecutionError, match="KeyboardInterrupt"):
             repl.execute("os.killpg(0, signal.SIGINT)\ntime.sleep(10)")
