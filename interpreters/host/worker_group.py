@@ -204,8 +204,10 @@ class Group:
     def _handles(self) -> set[Handle]:
         """Return the processes that carry sessions of this group now."""
         with self._lock:
-            self._carriers = {process for process in self._carriers if process.handle is not None}
-            return {process.handle for process in self._carriers if process.handle is not None}
+            # Read once: another thread may close a process meanwhile.
+            handles = {process: process.handle for process in self._carriers}
+            self._carriers = {process for process, handle in handles.items() if handle is not None}
+            return {handle for handle in handles.values() if handle is not None}
 
     def _asleep(self) -> list[WorkerConnection]:
         """Return the sleeping copies, the oldest first."""

@@ -78,3 +78,25 @@ def test_room_for_two_values_at_once_is_ordered_in_turn() -> None:
         shared.release()
     assert server.done == sorted(server.done)
     assert len(server.done) == 2
+
+
+class ClosedMeanwhile:
+    """A process that another thread closes after its handle was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.handles: list[object] = [object()] * looks
+
+    @property
+    def handle(self) -> object:
+        """The handle, or None once it was taken."""
+        return self.handles.pop() if self.handles else None
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_a_process_that_is_closed_while_the_watch_looks_does_not_end_the_watch(looks: int) -> None:
+    """It never sees None in place of a handle, which would end its thread, and with it the limit of memory."""
+    server: Any = HeldUp()
+    group = Group(server, WorkerLimits(), "")
+    process: Any = ClosedMeanwhile(looks)
+    group._add_carrier(process)
+    assert None not in group._handles()
