@@ -180,8 +180,8 @@ class LocalHandle:
 
     def close(self) -> None:
         """Close the pidfd."""
-        os.close(self._pidfd)
-        self._pidfd = -1
+        pidfd, self._pidfd = self._pidfd, -1  # first: the number may soon be that of another process's pidfd
+        os.close(pidfd)
 
 
 class Watch(Protocol):
