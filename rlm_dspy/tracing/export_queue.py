@@ -62,7 +62,9 @@ class ExportQueue:
         self.open = True
         """Whether the store responds, as far as is known."""
         self._tasks: deque[_mlflow_compat.Task] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        """Entered itself: Ctrl-C in the method by which a Condition enters its lock would leave that held."""
+        self._changed = threading.Condition(self._lock)
         self._busy = False
         self._attempts = 0
         """The number of failed attempts to store the first task."""
@@ -86,7 +88,7 @@ class ExportQueue:
     def close(self, then: Callable[[], object]) -> None:
         """Accept no task until the server responds; call `then` when it does."""
         self._say(f"{self.uri} does not answer. Runs go on; they are not traced until it does.")
-        with self._changed:
+        with self._lock:
             self._then = then
             self._wake()
             self.open = False
@@ -98,7 +100,7 @@ class ExportQueue:
             if self.open:
                 self._say(f"{self.uri} does not keep up with the traces; some are lost.")
             return
-        with self._changed:
+        with self._lock:
             self._tasks.append(task)
             self._wake()
 
@@ -108,7 +110,7 @@ class ExportQueue:
         Returns:
             Whether all tasks are stored.
         """
-        with self._changed:
+        with self._lock:
             before = self._unanswered
             self._changed.notify_all()  # a thread that waits for the server probes it now
             self._changed.wait_for(lambda: not self.waiting or self._unanswered > before, timeout=seconds)
@@ -117,7 +119,7 @@ class ExportQueue:
     def hurry(self, seconds: float) -> None:
         """Store the ends of traces first, then the rest, and wait no longer than this."""
         self.hurried = True
-        with self._changed:
+        with self._lock:
             self._tasks = deque(sorted(self._tasks, key=lambda task: not _mlflow_compat.ends_a_trace(task)))
         self.flush(seconds=seconds)
 
@@ -132,26 +134,26 @@ class ExportQueue:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._tasks or self._then)
             if self._answers():
                 self._store_first()
                 continue
             self._say(f"{self.uri} does not answer. Runs go on; their traces wait until it does.")
-            with self._changed:
+            with self._lock:
                 self.open = False
                 self._unanswered += 1
                 self._changed.notify_all()
                 self._changed.wait(_AGAIN_AFTER_SECONDS)
 
     def _store_first(self) -> None:
-        with self._changed:
+        with self._lock:
             if not self._tasks:
                 return
             task, self._busy = self._tasks.popleft(), True
         began = time.monotonic()
         task.handle()
-        with self._changed:
+        with self._lock:
             self._attempts = self._attempts + 1 if _heard else 0
             if 0 < self._attempts < _MAX_ATTEMPTS:
                 self._tasks.appendleft(task)

@@ -23,7 +23,8 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
 from rlm_dspy.tracing._mlflow_compat import Task
-from rlm_dspy.tracing.export_queue import installed_queue
+from rlm_dspy.tracing.export_queue import ExportQueue, installed_queue
+from tests.interrupting import interrupted_everywhere
 from tests.playing import block
 from tests.tracing.stores import Store, call
 
@@ -239,3 +240,21 @@ with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
         traces = "select request_id from trace_info join experiments using (experiment_id) where name = 'short'"
         ((trace,),) = database.execute(traces).fetchall()
         assert database.execute("select count(*) from spans where trace_id = ?", (trace,)).fetchone()[0] > 3
+
+
+def test_an_interrupt_while_a_task_is_queued_leaves_the_queue_to_others() -> None:
+    """Ctrl-C comes in the thread of the run, which queues parts of its trace."""
+
+    def stores(queue: ExportQueue) -> None:
+        queue.put(Task(int, (), "not stored"))
+        assert queue.flush(seconds=10)
+
+    def made() -> ExportQueue:
+        queue = ExportQueue("a file")
+        stores(queue)  # its thread runs
+        return queue
+
+    def puts(queue: ExportQueue) -> None:
+        queue.put(Task(int, (), "not stored"))
+
+    assert interrupted_everywhere(made, puts, stores, export_queue) > 3
