@@ -99,7 +99,8 @@ class Run:
         self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
         self._sent_back = self._told_of_failures = False
-        self._silent: set[int] = set()
+        self.silent: set[int] = set()
+        """The steps, from 0, whose code printed nothing and asked no model."""
         is_watched = dspy.settings.get(WATCHED) or rlm.grounding.warn_below is not None
         self.watch = Watch(self.inputs) if is_watched else None
         self.grounded = RunGrounding(rlm.grounding, self.watch, is_root=parent is None)
@@ -300,20 +301,15 @@ class Run:
         self.tool_calls.begin()
         self.repl.printed = ""
 
-    def is_silent(self) -> None:
-        """Note that the code of this turn printed nothing and asked no model."""
-        self._silent.add(len(self.steps))
-
     def blind_submit(self, code: str) -> list[str]:
         """Return, once, why a SUBMIT is refused before any code used an input; empty otherwise.
 
-        Code that printed nothing and asked no model has not used it for a SUBMIT that holds only literals. Nothing
-        is refused in the last turn, or if the model was shown the inputs whole, or if the module does not want it.
+        For an answer that is written out in the call, code that printed nothing and asked no model has used none.
         """
         unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
         if not self._rlm.refuse_blind_submit or self._sent_back or not unseen or self.budget.limit:
             return []
-        silent = self._silent if submits_literals(code) else set()
+        silent = self.silent if submits_literals(code) else set()
         here = [step for number, step in enumerate(self.steps) if number not in silent]
         codes = [code, *(step.code for step in (*self.past, *here) if step.kind != "denied")]
         if any(names_any(each, self.inputs) for each in codes):

@@ -15,7 +15,7 @@ from rlm_dspy.errors import Pause, ReplyCut, ReplyWithheld
 from rlm_dspy.events import CellEvent, TurnEvent, unit
 from rlm_dspy.loop.hints import advice_for
 from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
-from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
+from rlm_dspy.prompt.adapter import ReplAdapter, search_block, written_reply
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.replies.code_blocks import does_nothing
@@ -202,23 +202,26 @@ class Turn(dspy.Module):
             output = output or NO_OUTPUT
         step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, **run.calls_taken())
         if not (run.repl.printed if outcome.kind == "error" else outcome.output) and not step.calls:
-            run.is_silent()
+            run.silent.add(len(run.steps))
         if outcome.kind != "submitted":
             return step
         values, problems = read_answer(run.signature, outcome.submitted)
         values = without_media_marks(values)
-        problems = problems or run.blind_submit(code) or run.failures_in(values, step.calls)
+        blind = [] if problems else run.blind_submit(code)
+        problems = problems or blind or run.failures_in(values, step.calls)
         if not problems and not run.budget.limit:
             problems = run.grounded.unread(code, step.calls, run.steps)
         step = step.model_copy(update={"printed": outcome.output.rstrip()})
         if problems:
-            return self._refused(step, problems)
+            search = search_block(run.conversation.environment) if blind else ""
+            return self._refused(step, problems, f"For example:\n\n{search}" if search else "")
         return step.model_copy(update={"answer": values, "output": _after(step.printed, f"SUBMIT: {values!r}")})
 
-    def _refused(self, step: Step, problems: list[str]) -> Step:
-        """Return the step of a SUBMIT that is refused: it tells the model why."""
+    def _refused(self, step: Step, problems: list[str], fix: str = "") -> Step:
+        """Return the step of a SUBMIT that is refused: it tells the model why, and what to do."""
         refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
-        output = _after(step.printed, f"{refusal}\nFix this and call {self._run.submit_call} again.")
+        fix = fix or f"Fix this and call {self._run.submit_call} again."
+        output = _after(step.printed, f"{refusal}\n{fix}")
         known = {"kind": "refused", "refusals": tuple(problems), "answer": None, "output": output}
         return step.model_copy(update=known)
 

@@ -182,13 +182,13 @@ def _first_block(here: Environment) -> str:
 
     Small models copy the form of what they read last: after prose, a model of 1.5B parameters replied in prose.
     """
-    search = _search(here)
+    search = search_block(here)
     if not search:
         return "Begin with a block that prints a small sample of the inputs."
     return f"Begin with a block such as:\n\n{search}"
 
 
-def _search(here: Environment, skip: int = 0) -> str:
+def search_block(here: Environment, skip: int = 0) -> str:
     """Return a block that prints the best passages of the first long input after `skip` better ones.
 
     It is empty if that input is neither a text nor a folder.
@@ -217,7 +217,7 @@ def _guided(steps: list[Step], here: Environment) -> list[Step]:
     guided, printed = list[Step](), 0
     for step in steps:
         notices, is_lost = [step.notice], bool(step.repeats) or step.kind == "no_code"
-        if step.kind != "folded" and is_lost and (search := _search(here, printed)):
+        if step.kind != "folded" and is_lost and (search := search_block(here, printed)):
             notices.append(f"For example:\n\n{search}")
         elif step.kind != "folded" and not step.notice:
             go_on = "If the output above does not hold the answer, write a block that goes further. If it does:"

@@ -23,6 +23,7 @@ def test_a_submit_before_any_code_named_an_input_is_sent_back_once(play: Play) -
     assert played.kinds == ["refused", "submitted"]
     assert "looked at context" in played.prediction.trajectory[0]["output"]
     assert played.prediction.answer == "a placeholder"
+    assert "For example:\n\n```python\nfor part in find_passages(context, question):" in played.outputs[0]
 
 
 def test_a_submit_behind_code_that_names_an_input_is_taken(play: Play) -> None:

@@ -110,7 +110,7 @@ def test_whatever_the_code_is_no_error_leaves(code: str) -> None:
 
 def test_the_model_reads_the_demo_in_the_names_of_its_task() -> None:
     lm = ScriptedLM([block("SUBMIT(result='x')")])
-    rlm = RLM("document, query -> result", policy=None)
+    rlm = RLM("document, query -> result", policy=None, refuse_blind_submit=False)
     rlm.act.demos = [demo()]
     with dspy.context(lm=lm):
         assert rlm(document=LONG, query="Who?").result == "x"
@@ -135,7 +135,13 @@ def test_a_demo_is_told_under_the_functions_and_the_runtime_of_the_run() -> None
         """Return a page."""
         return str(page)
 
-    rlm = RLM("document, query -> result", policy=None, tools=[look], limits=Limits(max_llm_calls=3))
+    rlm = RLM(
+        "document, query -> result",
+        policy=None,
+        refuse_blind_submit=False,
+        tools=[look],
+        limits=Limits(max_llm_calls=3),
+    )
     rlm.act.demos = [found]
     with dspy.context(lm=lm):
         rlm(document=LONG, query="Who?")

@@ -28,7 +28,7 @@ def messages(rlm: RLM, *codes: str, **inputs: object) -> list[str]:
 
 
 def made() -> RLM:
-    return RLM("text -> words: int", policy=None)
+    return RLM("text -> words: int", policy=None, refuse_blind_submit=False)
 
 
 def test_a_run_over_a_long_text_is_shown_a_block_that_searches_it() -> None:
@@ -40,23 +40,23 @@ def test_a_run_over_a_long_text_is_shown_a_block_that_searches_it() -> None:
 
 def test_the_search_is_for_the_short_text_with_the_most_words() -> None:
     """A question, and not what stands before it."""
-    rlm = RLM("topic, text -> words: int", policy=None)
+    rlm = RLM("topic, text -> words: int", policy=None, refuse_blind_submit=False)
     assert "find_passages(text, topic)" in messages(rlm, topic="rain", text=LONG)[-1]
-    rlm = RLM("user_id, text, asked -> words: int", policy=None)
+    rlm = RLM("user_id, text, asked -> words: int", policy=None, refuse_blind_submit=False)
     told = messages(rlm, user_id="u-12", text=LONG, asked="Where did it rain?")[-1]
     assert "find_passages(text, asked)" in told
 
 
 def test_a_run_over_a_folder_is_shown_the_same_block(tmp_path: Path) -> None:
     (tmp_path / "ulm.txt").write_text(LONG, encoding="utf-8")
-    rlm = RLM("topic, files: Files -> words: int", policy=None)
+    rlm = RLM("topic, files: Files -> words: int", policy=None, refuse_blind_submit=False)
     sent = messages(rlm, "print(find_passages(files, topic)[0])", topic="rained", files=Files.open(tmp_path))
     assert "for part in find_passages(files, topic):" in sent[1]
     assert "ulm.txt: It rained in Ulm." in sent[-1]
 
 
 def test_of_other_long_inputs_a_sample_is_asked_for() -> None:
-    rlm = RLM("rows: list[int] -> words: int", policy=None)
+    rlm = RLM("rows: list[int] -> words: int", policy=None, refuse_blind_submit=False)
     assert messages(rlm, rows=list(range(10_000)))[-1].endswith("prints a small sample of the inputs.")
 
 
@@ -70,7 +70,7 @@ def test_a_run_of_one_turn_has_no_turn_for_a_look() -> None:
 
 
 def test_each_output_is_followed_by_the_short_inputs_and_by_how_to_end() -> None:
-    rlm = RLM("topic, text -> words: int", policy=None)
+    rlm = RLM("topic, text -> words: int", policy=None, refuse_blind_submit=False)
     *_, first, _, second = messages(rlm, "print(1)", "print(2)", topic="rain", text=LONG)
     for message in (first, second):
         assert message.endswith(END)
@@ -82,7 +82,7 @@ def test_a_reply_without_code_is_answered_with_a_block_that_prints_passages_not_
     search = "for part in find_passages(text, topic):\n    print(part)"
     lm = ScriptedLM(["Send the text.", block(search), "Send the next part.", block("SUBMIT(words=4)")])
     with dspy.context(lm=lm):
-        RLM("topic, text -> words: int", policy=None)(topic="rain", text=LONG)
+        RLM("topic, text -> words: int", policy=None, refuse_blind_submit=False)(topic="rain", text=LONG)
     _, _, _, first, _, _, _, last = [str(message["content"]) for message in lm.script.calls[-1]]
     assert first.endswith(f"For example:\n\n```python\n{search}\n```")
     assert last.endswith("find_passages(text, topic, count=10)[5:]:\n    print(part)\n```")
@@ -96,7 +96,7 @@ def test_a_turn_that_repeats_another_is_answered_with_a_block_that_prints_passag
 def test_of_other_long_inputs_no_passages_are_shown_after_a_reply_without_code() -> None:
     lm = ScriptedLM(["Please send the next rows.", block("SUBMIT(words=4)")])
     with dspy.context(lm=lm):
-        RLM("rows: list[int] -> words: int", policy=None)(rows=list(range(10_000)))
+        RLM("rows: list[int] -> words: int", policy=None, refuse_blind_submit=False)(rows=list(range(10_000)))
     assert str(lm.script.calls[-1][-1]["content"]).endswith(END)
 
 
