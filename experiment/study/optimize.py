@@ -326,7 +326,7 @@ def measure(program: Any, task: FamilyTask, lm: dspy.BaseLM) -> dict[str, Any]:
     return {**row, "right": task.is_right(row["answer"]), "seconds": round(time.monotonic() - started, 1)}
 
 
-def run(part: Part, count: int, models: Models) -> None:
+def run(part: Part, count: int, models: Models, kind: str = "") -> None:
     """Ask what is not in the results yet."""
     programs: list[tuple[Condition, Any]] = []
     for condition in part.conditions:
@@ -337,7 +337,7 @@ def run(part: Part, count: int, models: Models) -> None:
             if not _done(failed):
                 keep(failed | {"error": _said(error)})
     for question in questions(part.split, count, part.rounds):
-        for condition, program in programs:
+        for condition, program in programs if kind in question.kind else ():
             row: row_file.Row = {"condition": asdict(condition), "split": part.split, "number": question.number}
             row |= {"kind": question.kind, "wording": question.wording, "gold": question.task.answer[:200]}
             if not _done(row):
@@ -362,6 +362,7 @@ def main(
     part: Annotated[str, typer.Argument(help=f"One of {[*PARTS, 'report']}.")],
     count: Annotated[int | None, typer.Option(help="Questions; by default as many as the part has.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the model.")] = 1,
+    kind: Annotated[str, typer.Option(help=f"Only this kind of {[*KINDS]}; all by default.")] = "",
     only: Annotated[list[str] | None, typer.Option(help="Of the part, these optimizers or policies.")] = None,
 ) -> None:
     """Compile, ask, and keep every answer; then write the table."""
@@ -378,7 +379,7 @@ def main(
             return embedded_lm(name, cache=seed is not None, max_tokens=REPLY_TOKENS, threads=threads, **settings)
 
         chosen = [each for each in PARTS[part].conditions if not only or each.name in only]
-        run(replace(PARTS[part], conditions=tuple(chosen)), count or PARTS[part].count, models)
+        run(replace(PARTS[part], conditions=tuple(chosen)), count or PARTS[part].count, models, kind)
     report(rows(), REPORT)
 
 
