@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = 0.4
 """How long a cell sleeps. The host's threads look at their clocks each half second, so it is less."""
 CELLS = (
-    f"import time\ntime.sleep({PAUSE_SECONDS})\nreply = llm_query('?')\ntime.sleep({PAUSE_SECONDS})\nprint(reply)",
-    f"import time\ntime.sleep({PAUSE_SECONDS})\nSUBMIT(answer=reply)",
+    f"import time\ntime.sleep({PAUSE_SECONDS})\nasked = llm_query(context)\ntime.sleep({PAUSE_SECONDS})",
+    f"import time\ntime.sleep({PAUSE_SECONDS})\nSUBMIT(answer=asked)",
 )
 IN_REPL = "<functions>"
 """The file name of the code that gives a REPL its functions."""

@@ -116,7 +116,7 @@ def test_a_program_that_no_optimizer_would_change_is_refused_before_anything_is_
 
 def test_what_is_not_better_is_not_written() -> None:
     """The exit code says so."""
-    wrong = ScriptedLM(lambda _: "```python\nSUBMIT(answer='no')\n```")
+    wrong = ScriptedLM(lambda _: "```python\nSUBMIT(answer='no' + context[:0])\n```")
     done = optimize("--held-out", "dev.jsonl", "--yes", lm=wrong)
     assert done.exit_code == 1
     assert done.stdout.startswith("Not promoted, it scored nothing")
@@ -132,7 +132,7 @@ class Misled(ScriptedActor):
 
     def _reply(self, messages: Any) -> str:
         misled = ADVICE in messages[0]["content"] and any(map(begins, messages))
-        return "```python\nSUBMIT(answer='no')\n```" if misled else super()._reply(messages)
+        return "```python\nSUBMIT(answer='no' + context[:0])\n```" if misled else super()._reply(messages)
 
 
 def test_a_policy_that_is_there_is_what_the_new_one_is_compared_with() -> None:

@@ -39,7 +39,7 @@ def solver(*splits: Split) -> ScriptedLM:
         if wanted and "code" not in wanted:  # an optimizer's question, not a turn
             return "\n\n".join(f"[[ ## {name} ## ]]\nLook closely." for name in wanted)
         answer = next((gold for question, gold in known.items() if question in asked), "?")
-        block = f"```python\nSUBMIT(answer={answer!r})\n```"
+        block = f"```python\nSUBMIT(answer={answer!r} + context[:0])\n```"
         return f"[[ ## reasoning ## ]]\nx\n\n[[ ## code ## ]]\n{block}" if wanted else f"I know it.\n{block}"
 
     return ScriptedLM(reply)

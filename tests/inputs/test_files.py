@@ -231,7 +231,7 @@ def test_what_the_host_does_not_attach_is_read_in_pieces(tmp_path: Path, monkeyp
 def test_a_hopeless_regular_expression_ends_with_its_cell(tmp_path: Path) -> None:
     """It runs in the worker: the host does not hang."""
     (tmp_path / "a").write_text("a" * 40 + "!", encoding="utf-8")
-    lm = ScriptedLM([block("files.grep('(a+)+$')"), block("SUBMIT(answer=1)")])
+    lm = ScriptedLM([block("files.grep('(a+)+$')"), block("SUBMIT(answer=len(files))")])
     rlm = RLM("files -> answer", interpreter_factory=lambda: PythonInterpreter(cell_limits=CellLimits(seconds=1)))
     with dspy.context(lm=lm):
         done = rlm(files=Files.open(tmp_path))

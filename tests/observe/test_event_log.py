@@ -154,7 +154,7 @@ def test_the_command_line_keeps_the_same_record_as_its_log(path: Path) -> None:
     rlm = RLM("context, question -> answer: int", interpreter_factory=LocalPythonInterpreter)
     inputs = {"context": "é" * 30_000, "question": "?"}
     scripts: list[list[Reply]] = [
-        [block("SUBMIT(answer=1)")],
+        [block("SUBMIT(answer=len(context[:1]))")],
         [block("1"), RuntimeError("gone")],
         [KeyboardInterrupt()],
     ]

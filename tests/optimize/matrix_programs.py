@@ -115,7 +115,7 @@ class ScriptedActor(ScriptedLM):
                 and not optimized
                 and (self.runs[run] + int(keys[-1])) % 2 == 0
             ):
-                return block(f"SUBMIT({_output(environment)}='unknown')", "I guess.")
+                return block(f"SUBMIT({_output(environment)}='unknown' + context[:0])", "I guess.")
             if self.runs[run] % 3 == 0:
                 return block("1 / 0", "Try.")
         return block(_code(environment, done=any("is v" in m["content"] for m in messages[starts[-1] + 1 :])))

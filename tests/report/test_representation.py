@@ -30,7 +30,9 @@ PICTURE = block("import os, pathlib\nos.makedirs('output')\npathlib.Path('output
 
 
 def rlm(signature: str = "context, question -> answer", **options: Any) -> RLM:
-    return RLM(signature, policy=None, interpreter_factory=LocalPythonInterpreter, **options)
+    return RLM(
+        signature, policy=None, refuse_blind_submit=False, interpreter_factory=LocalPythonInterpreter, **options
+    )
 
 
 def played(*replies: str, module: RLM | None = None, **inputs: Any) -> RunPrediction:

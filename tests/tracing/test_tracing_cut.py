@@ -94,7 +94,8 @@ def test_a_trace_is_there_while_its_run_goes_on(store: Store) -> None:
         seen.append((trace.info.state.value, trace.info.request_preview, root.name, lasts))
         return SUBMIT_42
 
-    call(RLM("question, context -> answer", policy=None), ScriptedLM(reply), "blocking", **ASKED)
+    rlm = RLM("question, context -> answer", policy=None, refuse_blind_submit=False)
+    call(rlm, ScriptedLM(reply), "blocking", **ASKED)
     assert seen == [("IN_PROGRESS", "How much?", "RLM", True)]  # without an end, MLflow shows a negative duration
     assert store.trace().info.state.value == "OK"
 

@@ -393,7 +393,7 @@ def test_the_list_of_traces_shows_question_and_answer_of_a_program_around_a_run(
         def forward(self, context: str, question: str) -> dspy.Prediction:
             return self.rlm(context=context, question=question)
 
-    lm = ScriptedLM([block("SUBMIT(answer=['the moon'])")])
+    lm = ScriptedLM([block("SUBMIT(answer=['the moon' + context[:0]])")])
     call(Program(), lm, "blocking", context="long " * 150, question="Which one?")
     info = store.trace().info
     assert info.request_preview == "Which one?"
