@@ -165,6 +165,24 @@ def test_a_row_of_a_table_is_a_record(text: str) -> None:
     assert find_records(text)[0]["Seats"] == "12"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "boat=Auk; seats=12\nboat=Tern, old; seats=4",
+        'boat=Auk seats=12\n\nboat="Tern, old" seats=4',
+        "boat: Auk; seats: 12\nboat: Tern, old; seats: 4\n",
+        "boat = Auk | seats = 12 |\nboat = Tern, old | seats = 4 |",
+    ],
+)
+def test_a_line_of_pairs_is_a_record(text: str) -> None:
+    assert find_records(text) == [{"boat": "Auk", "seats": "12"}, {"boat": "Tern, old", "seats": "4"}]
+
+
+def test_a_line_with_one_pair_or_with_other_words_is_a_line() -> None:
+    text = "level=info the boat left\nlevel=warn the boat came\nx=1"
+    assert find_records(text) == [{"text": line} for line in text.splitlines()]
+
+
 def test_empty_cells_and_lines_within_quotes_stay_in_their_row() -> None:
     assert find_records("| a | n |\n|---|---|\n| | 3 |\n| x | |") == [{"a": "", "n": "3"}, {"a": "x", "n": ""}]
     assert find_records('a,note\nx,"1\n2"\ny,3\n') == [{"a": "x", "note": "1\n2"}, {"a": "y", "note": "3"}]

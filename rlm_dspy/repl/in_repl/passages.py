@@ -225,10 +225,19 @@ def _rlm_sentences(text, first, last, chars):
 
 
 def _rlm_rows_of(text, first, last, chars):
-    """Return the range of the rows of a table that have the words from `first` to `last`; None in other texts."""
+    """Return the range of the rows of a table that have the words from `first` to `last`; None in other texts.
+
+    A row stands below names of columns, or between lines with as many marks, two or more.
+    """
     begin, end = text.rfind("\n", 0, first) + 1, text.find("\n", last)
     end = end if end >= 0 else len(text)
-    return (begin, end) if end - begin <= 2 * chars and _rlm_header(text, begin, chars) else None
+    if end - begin > 2 * chars:
+        return None
+    above = text[text.rfind("\n", 0, max(0, begin - 1)) + 1 : max(0, begin - 1)]
+    lines = [above, text[begin:end].split("\n", 1)[0], text[end + 1 : end + 1 + 2 * chars].split("\n", 1)[0]]
+    counts = ({line.count(mark) for line in lines if line} for mark in "|\t;,=")
+    is_row = lines[0] + lines[2] and any(len(found) == 1 and max(found) > 1 for found in counts)
+    return (begin, end) if is_row or _rlm_header(text, begin, chars) else None
 
 
 def _rlm_is_header(text, start, chars):

@@ -15,6 +15,9 @@ _RLM_FIELD = _rlm_re.compile(
 _RLM_COLUMN = _rlm_re.compile(r"[^\W\d_][\w ./()%#-]{0,39}")
 _RLM_PARAGRAPH = _rlm_re.compile(r"(?:[^.!?]*[.!?]+\s+(?=\w)){3}")
 """Begins a line of four sentences or more."""
+_RLM_PAIR = _rlm_re.compile(r"([^\W\d_][\w ./()%#-]{0,39}?)[ \t]*(?:=|:[ \t])[ \t]*(.*)")
+_RLM_WORDS = _rlm_re.compile(r'(?:"[^"]*"|\S)+')
+"""Words, each with what is quoted in it."""
 _RLM_LEAST_ROWS = 3
 """The least number of lines of a table, with its columns' names."""
 _RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")
@@ -45,8 +48,8 @@ def find_records(text):
 
     A record begins with two or more lines `name: value`; records share at least half of their names. Its dict has
     `title` too, the line above these, and `text`, the lines below them up to the next record. In a text without
-    such blocks, half of whose lines are a table (Markdown, CSV or TSV, its first row names the columns), each row
-    is a record. Else each line is one, and has only `text`.
+    such blocks, half of whose lines are a table (Markdown, CSV or TSV, its first row names the columns) or have
+    pairs `name=value`, each row is a record. Else each line is one, and has only `text`.
 
     Args:
         text: The text, or several, as in `find_passages`: `file` is then the name, or index, of a record's.
@@ -56,7 +59,7 @@ def find_records(text):
     """
     _rlm_refuse_name(text, "find_records")
     texts = {None: text} if isinstance(text, str) else dict(_rlm_texts(text, "find_records"))
-    for read in _rlm_blocks, _rlm_rows, _rlm_lines:
+    for read in _rlm_blocks, _rlm_rows, _rlm_pairs, _rlm_lines:
         records = [(name, each) for name in texts for each in read(texts[name])]
         if len(records) > (isinstance(text, str) and read is _rlm_blocks):
             return [each if name is None else _RlmFields({"file": name, **each}) for name, each in records]
@@ -92,6 +95,23 @@ def _rlm_rows(text):
                 return [_RlmFields(zip(header, cells)) for cells in rows]
             first += len(rows) + 1
     return []
+
+
+def _rlm_pairs(text):
+    """Return the lines that consist of two or more `name=value` or `name: value`, if most lines do."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    records = [_RlmFields(pairs) for pairs in map(_rlm_pairs_of, lines) if len(pairs) > 1]
+    return records if 2 * len(records) > len(lines) else []
+
+
+def _rlm_pairs_of(line):
+    for mark in ";,|":
+        found = [_RLM_PAIR.fullmatch(part.strip()) for part in line.strip().strip(mark).split(mark)]
+        if len(found) > 1 and all(found):
+            return {pair[1]: pair[2].strip('"') for pair in found}
+    words = _RLM_WORDS.findall(line)
+    found = [_RLM_PAIR.fullmatch(word) for word in words]
+    return {pair[1]: pair[2].strip('"') for pair in found} if found and all(found) else {}
 
 
 def _rlm_cells(lines, mark):
