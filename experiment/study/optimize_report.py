@@ -28,7 +28,8 @@ chosen. `policy` is what a condition starts from; every optimizer has the model 
 reflection model. `trajectories, nearest` shows as many demos as `trajectories`: for each run the nearest of all
 that the same runs gave, so its compile costs nothing more. At most 4 turns and 16 sub-calls a run, greedy
 decoding, one thread on a core of its own, with other processes on the other. Rows of a few questions say little:
-mind the intervals (Wilson). A compile that was begun again counts what its last start took.
+mind the intervals (Wilson). A compile that was begun again counts what its last start took. `shipped-1` and so on
+are earlier policies; `shipped, before rows` is the shipped one with the code that read no rows of tables.
 """
 Answers = list[dict[str, Any]]
 
