@@ -16,24 +16,32 @@ T = TypeVar("T")
 _PATIENCE_SECONDS = 20
 
 
+def _raises() -> None:
+    raise KeyboardInterrupt
+
+
 class _InterruptAt:
-    """Raises KeyboardInterrupt at step `number` of the code of some files.
+    """Interrupts step `number` of the code of some files.
 
     A step is what CPython lets an interrupt in at: the begin of a function in Python, and the end of one in C.
     """
 
-    def __init__(self, number: int, files: list[str]) -> None:
-        self.left, self._files = number, files
+    def __init__(self, number: int, files: list[str], interrupt: Callable[[], None]) -> None:
+        self.left, self._files, self._interrupt = number, files, interrupt
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         if event in {"call", "c_return"} and frame.f_code.co_filename in self._files:
             self.left -= 1
             if self.left == 0:
-                raise KeyboardInterrupt
+                self._interrupt()
 
 
 def interrupted_everywhere(
-    made: Callable[[], T], used: Callable[[T], Any], works: Callable[[T], Any], *modules: ModuleType
+    made: Callable[[], T],
+    used: Callable[[T], Any],
+    works: Callable[[T], Any],
+    *modules: ModuleType,
+    interrupt: Callable[[], None] = _raises,
 ) -> int:
     """Use a fresh object for each step, interrupt it there, and let it work in another thread after that.
 
@@ -42,6 +50,7 @@ def interrupted_everywhere(
         used: Is interrupted in the code of `modules`, of contextlib and of threading.
         works: Raises or hangs if the object does not work any more.
         *modules: Those that are looked at.
+        interrupt: Raises KeyboardInterrupt, at once or where the code under test lets it.
 
     Returns:
         The number of interrupts.
@@ -49,7 +58,7 @@ def interrupted_everywhere(
     files = [module.__file__ or "" for module in (contextlib, threading, *modules)]
     for number in itertools.count(1):
         each = made()
-        at = _InterruptAt(number, files)
+        at = _InterruptAt(number, files, interrupt)
         before = sys.getprofile()
         try:
             sys.setprofile(at)

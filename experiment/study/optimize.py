@@ -337,7 +337,9 @@ def run(part: Part, count: int, models: Models, kind: str = "") -> None:
             if not _done(failed):
                 keep(failed | {"error": _said(error)})
     for question in questions(part.split, count, part.rounds):
-        for condition, program in programs if kind in question.kind else ():
+        if kind not in question.kind:
+            continue
+        for condition, program in programs:
             row: row_file.Row = {"condition": asdict(condition), "split": part.split, "number": question.number}
             row |= {"kind": question.kind, "wording": question.wording, "gold": question.task.answer[:200]}
             if not _done(row):

@@ -15,6 +15,8 @@ _RLM_COMMON = 20_000
 """A word that occurs in more places is ignored, unless all words do."""
 _RLM_WORD = _rlm_re.compile(r"\w+")
 _RLM_DIGIT = _rlm_re.compile(r"\d")
+_RLM_DRAWN = "-=+: \t"
+"""What a line under the names of columns consists of, beside the mark between them."""
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
 _RLM_NAME_SHARE = 8
 """A name in more than one of so many passages of a text is of little help to find one."""
@@ -60,7 +62,10 @@ def _rlm_found(text, words, count, chars):
         if all(last <= start or end <= first for start, end in chosen + headers):
             begin, stop = _rlm_rows_of(text, first, last, chars) or _rlm_sentences(text, first, last, chars)
             if all(stop <= start or end <= begin for start, end in chosen + headers):
-                (headers if _rlm_is_header(text, begin, chars) else chosen).append((begin, stop))
+                if not _rlm_is_header(text, begin, chars):
+                    chosen.append((begin, stop))
+                elif len(headers) < count:
+                    headers.append((begin, stop))
     chosen = (chosen + headers)[:count]  # each row comes with its header
     passages = [
         names[_rlm_bisect.bisect(begins, end - 1)] + _rlm_header(text, start, chars) + text[start:end].strip()
@@ -233,7 +238,7 @@ def _rlm_rows_of(text, first, last, chars):
     end = end if end >= 0 else len(text)
     if end - begin > 2 * chars:
         return None
-    above = text[text.rfind("\n", 0, max(0, begin - 1)) + 1 : max(0, begin - 1)]
+    above = text[max(0, begin - 2 * chars) : max(0, begin - 1)].rpartition("\n")[2]
     lines = [above, text[begin:end].split("\n", 1)[0], text[end + 1 : end + 1 + 2 * chars].split("\n", 1)[0]]
     counts = ({line.count(mark) for line in lines if line} for mark in "|\t;,=")
     is_row = lines[0] + lines[2] and any(len(found) == 1 and max(found) > 1 for found in counts)
@@ -244,7 +249,7 @@ def _rlm_is_header(text, start, chars):
     """Return whether the line that begins here names the columns of the rows below."""
     first, _, below = text[start : start + 6 * chars].partition("\n")
     under, _, _ = below.partition("\n")
-    row = start + len(first) + 1 + (0 if under.strip("-:= \t|;,") else len(under) + 1)
+    row = start + len(first) + 1 + (0 if under.strip(_RLM_DRAWN + "|;,") else len(under) + 1)
     return row < len(text) and _rlm_header(text, row, chars).startswith(first + "\n")
 
 
@@ -262,7 +267,7 @@ def _rlm_header(text, start, chars):
             break
         first = before
     header, _, under = text[first:start].partition("\n")
-    names, ruled = header[: 2 * chars].split(mark), not under[:chars].partition("\n")[0].strip("-:= \t" + mark)
+    names, ruled = header[: 2 * chars].split(mark), not under[:chars].partition("\n")[0].strip(_RLM_DRAWN + mark)
     numbers = (
         _RLM_DIGIT.search(cell) and not _RLM_DIGIT.search(name) for name, cell in zip(names, row.split(mark))
     )

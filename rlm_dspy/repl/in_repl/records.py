@@ -82,7 +82,7 @@ def _rlm_rows(text):
     """Return the rows of the table that fills the text, each as a dict by the names of its columns."""
     lines, ruled = [], set()  # the lines with words, and which of them have a line drawn under them
     for line in text.splitlines():
-        if line.strip("-=+:| \t"):
+        if line.strip(_RLM_DRAWN + "|"):
             lines.append(line)
         elif lines and line:
             ruled.add(len(lines) - 1)
