@@ -315,9 +315,8 @@ class Run:
         if any(names_any(each, self.inputs) for each in codes):
             return []
         self._sent_back = True
-        return [
-            f"No code has looked at {', '.join(unseen)} yet. Print a part or search it first, then answer from it."
-        ]
+        shown = f"Your code has shown nothing of {', '.join(unseen)} yet."
+        return [f"{shown} Print a part or search it first, then answer from it."]
 
     def failures_in(self, values: Mapping[str, Any], calls: Iterable[SubCall]) -> list[str]:
         """Return, once, which values hold a failed item of a batch as text: `str` and f-strings take any object.

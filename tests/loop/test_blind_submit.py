@@ -21,7 +21,7 @@ def test_a_submit_before_any_code_named_an_input_is_sent_back_once(play: Play) -
     rlm = RLM("context, question -> answer")
     played = play(rlm, [BLIND, BLIND], context=LONG, question="?")
     assert played.kinds == ["refused", "submitted"]
-    assert "looked at context" in played.prediction.trajectory[0]["output"]
+    assert "shown nothing of context" in played.prediction.trajectory[0]["output"]
     assert played.prediction.answer == "a placeholder"
     assert "For example:\n\n```python\nfor part in find_passages(context, question):" in played.outputs[0]
 
