@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 MAX_DEPTH = 450
 """How deep an answer may be nested. The confined worker, JSON and `repr` fail from 490 levels on."""
@@ -28,14 +28,40 @@ def jsonable(value: Any) -> Any:
     r"""Convert a value to a form that JSON can hold: NaN and infinities become strings, lone surrogates `?`.
 
     Bytes become text; those that are not UTF-8 are written as `\xff`. Values more than `MAX_DEPTH` levels deep, or
-    inside themselves, become `"..."`.
+    inside themselves, become `"..."`. Sets become sorted lists: equal sets may iterate in different orders.
     """
     try:
-        plain = to_jsonable_python(value, fallback=repr)
-    except ValueError:  # too deep for pydantic, inside itself, or bytes that are not UTF-8
+        plain = to_jsonable_python(_without_sets(value), fallback=repr)
+    except (ValueError, RecursionError):  # too deep for pydantic, inside itself, or bytes that are not UTF-8
         plain = _level_by_level(value, set())
     text = json.dumps(plain, ensure_ascii=False)
     return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
+
+
+def _without_sets(value: Any) -> Any:
+    """Return a value with its sets as sorted lists; the same object if it has none."""
+    parts = parts_of(value)
+    if not parts:
+        return value
+    items = list(parts.values()) if isinstance(parts, dict) else parts
+    new = []
+    for item in items:
+        new += [item if isinstance(item, str | int | float | None) else _without_sets(item)]
+    if isinstance(value, set | frozenset):
+        return _in_order(new)
+    if all(a is b for a, b in zip(new, items, strict=True)):
+        return value
+    if isinstance(value, BaseModel):
+        return _without_sets(value.model_dump(by_alias=True))
+    return dict(zip(parts, new, strict=True)) if isinstance(parts, dict) else new
+
+
+def _in_order(items: Iterable[Any]) -> list[Any]:
+    """Return items sorted, or by their `repr` if they cannot be compared."""
+    try:
+        return sorted(items)
+    except TypeError:
+        return sorted(items, key=repr)
 
 
 def _level_by_level(value: Any, above: set[int]) -> Any:
@@ -90,6 +116,8 @@ def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
     """Return the parts of a container, a model or a dataclass; None for anything else."""
     if isinstance(value, dict):
         return value
+    if isinstance(value, set | frozenset):
+        return _in_order(value)
     if isinstance(value, _CONTAINERS):
         return list(value)
     if isinstance(value, BaseModel):

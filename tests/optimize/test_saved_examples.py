@@ -49,6 +49,7 @@ def test_a_program_with_labeled_examples_is_saved(make: Callable[[], Any], suffi
         Decimal("1.5"),
         math.nan,
         {"a", "b"},
+        {15, 7},  # each copy of it iterates in another order
         ROWS,
         dt.timedelta(hours=1),
         [Text("t" * 5_000)],
