@@ -21,7 +21,7 @@ import dspy
 
 from rlm_dspy.batch.on_ray import RayExecutor
 from rlm_dspy.batch.shipping import SharedFolder
-from rlm_dspy.batch.task import Outcome, RemoteRun, attempt, perform
+from rlm_dspy.batch.task import ENDED, Outcome, RemoteRun, attempt, perform
 from rlm_dspy.errors import WorkersLost
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Engine:
             WorkersLost: If the executor cannot be made again.
         """
         try:
-            found = future.result()
+            found = _returned(job, future)
             outcome: Outcome = found if isinstance(found, Outcome) else cloudpickle.loads(found)
         except BrokenExecutor as error:
             if self._make is None:
@@ -157,8 +157,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 (what an executor raises, or an outcome that cannot be unpickled)
             outcome = Outcome(error=error)
         self._broken = 0
-        if job.mark is not None:
-            job.mark.unlink(missing_ok=True)
+        _forget(job)
         return outcome
 
     def _lost(self) -> WorkersLost:
@@ -177,6 +176,27 @@ class Engine:
             self._executor.shutdown(wait=True)
         if self._shared_folder is not None:
             self._remove()
+
+
+def _returned(job: Job, future: Future[Any]) -> Any:
+    """Return what a run returned, also if its executor has broken before that arrived.
+
+    Raises:
+        Exception: What the run or the executor raised.
+    """
+    try:
+        return future.result()
+    except BrokenExecutor:
+        if job.mark is None or not (ended := job.mark.with_suffix(ENDED)).exists():
+            raise
+        return ended.read_bytes()
+
+
+def _forget(job: Job) -> None:
+    """Remove the files of a run that has ended."""
+    if job.mark is not None:
+        job.mark.unlink(missing_ok=True)
+        job.mark.with_suffix(ENDED).unlink(missing_ok=True)
 
 
 SHARED = ".shared-"

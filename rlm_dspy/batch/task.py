@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from rlm_dspy.optimize.traced_runs import Call
 
+ENDED = ".ended"
+"""How the file of an outcome ends, which is named like the mark of its run."""
 _LOOK_SECONDS = 0.5
 
 
@@ -99,18 +101,25 @@ def attempt(program: dspy.Module, inputs: Mapping[str, Any], budget: SharedBudge
 
 
 def perform(run: bytes) -> bytes:
-    """Run a pickled `RemoteRun` in a worker; return its pickled `Outcome`.
+    """Run a pickled `RemoteRun` in a worker; return its pickled `Outcome`, and keep it in a file beside the mark.
 
-    These are bytes because executors pickle by reference, which fails for what a script defines itself.
+    These are bytes because executors pickle by reference, which fails for what a script defines itself. The file
+    is read if another worker dies while the outcome is on its way: a broken pool drops it.
     """
     _end_without_parent()
-    outcome: Outcome = cloudpickle.loads(run).perform()
+    remote: RemoteRun = cloudpickle.loads(run)
+    outcome = remote.perform()
     try:
         content = cloudpickle.dumps(outcome)
         if outcome.error is not None:  # it may be pickled and yet not be made again
             cloudpickle.loads(content)
     except Exception:  # noqa: BLE001 (values of user code may raise anything)
         content = cloudpickle.dumps(plain(outcome))
+    if remote.mark is not None:
+        with suppress(OSError):
+            unfinished = remote.mark.with_suffix(".unfinished")
+            unfinished.write_bytes(content)
+            unfinished.replace(remote.mark.with_suffix(ENDED))
     return bytes(content)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,26 @@ def test_a_killed_worker_loses_no_result(tmp_path: Path) -> None:
         rows = list(batch.run(program(), examples(12), lambda: ProcessPoolExecutor(2), tmp_path / "runs"))
     assert sorted((row.index, row.prediction.words) for row in rows) == [(n, 20_000 + n) for n in range(12)]
     assert 12 < lm.requests <= 12 + 2
+
+
+class DropsResults(Executor):
+    """Runs what it is given, and breaks before it has returned the result."""
+
+    def submit(self, task: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        task(*arguments, **options)
+        future: Future[Any] = Future()
+        future.set_exception(BrokenExecutor("a worker died"))
+        return future
+
+
+def test_a_result_on_its_way_from_an_executor_that_breaks_is_not_paid_again(tmp_path: Path) -> None:
+    """A pool drops the results that it has not read when one of its workers dies."""
+    (tmp_path / "requests").mkdir()
+    lm = CountingLM(tmp_path / "requests")
+    with dspy.context(lm=lm):
+        rows = list(batch.run(program(), examples(5), DropsResults, tmp_path / "runs"))
+    assert sorted(row.prediction.words for row in rows) == [20_000 + n for n in range(5)]
+    assert lm.requests == 5
 
 
 def test_an_example_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
