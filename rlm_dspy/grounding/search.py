@@ -11,7 +11,7 @@ from rlm_dspy.inputs import Files, Text
 from rlm_dspy.inputs.text import READ_WHOLE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import BinaryIO
 
 CONTEXT = 64
@@ -139,7 +139,7 @@ def _texts(value: object) -> Iterator[tuple[Item, Iterable[str] | None]]:
             except (KeyError, OSError, ValueError):  # it has changed, or is too large beside the others
                 yield name, None
                 continue
-            yield name, [whole] if isinstance(whole, str) else _read(whole.reader())
+            yield name, [whole] if isinstance(whole, str) else _read(whole.reader)
     elif isinstance(value, dict | list | tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(item, str | Text):
@@ -147,11 +147,13 @@ def _texts(value: object) -> Iterator[tuple[Item, Iterable[str] | None]]:
 
 
 def _pieces(text: str | Text) -> Iterable[str]:
-    return _read(text.reader()) if isinstance(text, Text) and text.path and is_large(text) else [str(text)]
+    return _read(text.reader) if isinstance(text, Text) and text.path and is_large(text) else [str(text)]
 
 
-def _read(file: BinaryIO) -> Iterator[str]:
-    with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", errors="replace") as texts:  # type: ignore[type-var]
+def _read(opened: Callable[[], BinaryIO]) -> Iterator[str]:
+    """Yield the pieces of a file, which is opened for the first of them: what is never read is never opened."""
+    raw = io.BufferedReader(opened())  # type: ignore[type-var]
+    with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace") as texts:
         while piece := texts.read(_PIECE_CHARS):
             yield piece
 
