@@ -23,10 +23,8 @@ _SOURCES = (
     Path(encoder.__file__),
     Path(file_mapping.__file__),
     Path(view.__file__),
-    *(
-        _HERE / f"{name}.py"
-        for name in ("value_codec", "output_files", "functions", "passages", "records", "dspy_facade", "names")
-    ),
+    *(_HERE / f"{name}.py" for name in ("value_codec", "output_files", "functions")),
+    *(_HERE / f"{name}.py" for name in ("rows", "passages", "records", "dspy_facade", "names")),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
 """The files that run in a REPL, in a namespace of their own, before the first turn; they need both tools."""

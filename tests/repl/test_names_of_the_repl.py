@@ -199,9 +199,10 @@ def test_inputs_is_a_name_of_the_repl() -> None:
 
 def test_no_source_of_the_repl_defines_what_another_defines() -> None:
     """They run in one namespace: the last definition would serve all."""
-    defined = [
-        node.name
-        for node in ast.parse(SOURCE).body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    ]
+    defined = []
+    for node in ast.parse(SOURCE).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.append(node.name)
+        elif isinstance(node, ast.Assign):
+            defined += [target.id for target in node.targets if isinstance(target, ast.Name)]
     assert [name for name, count in Counter(defined).items() if count > 1] == []

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Files
-from rlm_dspy.repl.in_repl import passages, records
+from rlm_dspy.repl.in_repl import passages, records, rows
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SHARED: dict[str, Any] = {}
-for module in (passages, records):  # one namespace, as in a REPL
+for module in (rows, passages, records):  # one namespace, as in a REPL
     exec(Path(str(module.__file__)).read_text(encoding="utf-8"), SHARED)
 find_records: Callable[..., list[dict[str, str]]] = SHARED["find_records"]
 LETTERS = """Letters that were kept.

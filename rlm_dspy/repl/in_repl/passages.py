@@ -14,9 +14,6 @@ from os.path import commonprefix as _rlm_commonprefix
 _RLM_COMMON = 20_000
 """A word that occurs in more places is ignored, unless all words do."""
 _RLM_WORD = _rlm_re.compile(r"\w+")
-_RLM_DIGIT = _rlm_re.compile(r"\d")
-_RLM_DRAWN = "-=+: \t"
-"""What a line under the names of columns consists of, beside the mark between them."""
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
 _RLM_NAME_SHARE = 8
 """A name in more than one of so many passages of a text is of little help to find one."""
@@ -41,7 +38,7 @@ def find_passages(text, words, count=5, chars=300):
         words: A question, or words that the passage may have. Case and endings of words do not matter.
         count: The maximum number of passages.
         chars: The length of a passage in characters. One sentence or line may be up to twice as long. A passage
-            of a table has the names of the columns, its first row, and the rows that have the words.
+            of a table is one row below the names of the columns, one of records `name: value` is one record.
     """
     return _rlm_found(text, words, count, chars)[0]
 
@@ -54,13 +51,14 @@ def _rlm_found(text, words, count, chars):
     text, begins, names = _rlm_one_text(text, 2 * chars)
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places, found = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
-    chosen, headers = [], []
+    chosen, headers, units = [], [], {}
     for _, length, first in _rlm_windows(text, places, chars):
         last = first + length
         if len(chosen) == count:
             break
         if all(last <= start or end <= first for start, end in chosen + headers):
-            begin, stop = _rlm_rows_of(text, first, last, chars) or _rlm_sentences(text, first, last, chars)
+            unit = _rlm_best_unit(text, places, units, first, last, chars)
+            begin, stop = unit or _rlm_sentences(text, first, last, chars)
             if all(stop <= start or end <= begin for start, end in chosen + headers):
                 if not _rlm_is_header(text, begin, chars):
                     chosen.append((begin, stop))
@@ -68,7 +66,7 @@ def _rlm_found(text, words, count, chars):
                     headers.append((begin, stop))
     chosen = (chosen + headers)[:count]  # each row comes with its header
     passages = [
-        names[_rlm_bisect.bisect(begins, end - 1)] + _rlm_header(text, start, chars) + text[start:end].strip()
+        names[_rlm_bisect.bisect(begins, end - 1)] + _rlm_with_header(text, start, end, chars)
         for start, end in chosen
     ]
     return passages, found
@@ -190,6 +188,28 @@ def _rlm_windows(text, places, chars):
     return sorted(found)
 
 
+def _rlm_best_unit(text, places, units, first, last, chars):
+    """Return the range of the row or record that has the most of the words from `first` to `last`; None if none.
+
+    `units` keeps what was found for each line.
+    """
+    weights = {}
+    begin, end = (_rlm_bisect.bisect_left(places, (place,)) for place in (first, last))
+    for start, _, word, weight in places[begin:end]:
+        line = _rlm_line(text, start, chars)
+        if line not in units:
+            units[line] = _rlm_unit(text, line, chars)
+        words = weights.setdefault(units[line], {})
+        words[word] = max(weight, words.get(word, 0))
+    return max(weights, key=lambda unit: (sum(weights[unit].values()), unit is not None), default=None)
+
+
+def _rlm_with_header(text, start, end, chars):
+    """Return a passage; that of a row with the names of the columns above it."""
+    passage = text[start:end].strip()
+    return passage if "\n" in passage else _rlm_header(text, start, chars) + passage
+
+
 def _rlm_sentence_numbers(text, places, chars):
     """Return for each place the number of its sentence; places further apart than a passage are in two."""
     numbers, last = [], 0
@@ -227,51 +247,6 @@ def _rlm_sentences(text, first, last, chars):
     while len(before) > 1 and after[0] - before[-2] <= chars:
         before.pop()
     return before[-1], after[0]
-
-
-def _rlm_rows_of(text, first, last, chars):
-    """Return the range of the rows of a table that have the words from `first` to `last`; None in other texts.
-
-    A row stands below names of columns, or between lines with as many marks, two or more.
-    """
-    begin, end = text.rfind("\n", 0, first) + 1, text.find("\n", last)
-    end = end if end >= 0 else len(text)
-    if end - begin > 2 * chars:
-        return None
-    above = text[max(0, begin - 2 * chars) : max(0, begin - 1)].rpartition("\n")[2]
-    lines = [above, text[begin:end].split("\n", 1)[0], text[end + 1 : end + 1 + 2 * chars].split("\n", 1)[0]]
-    counts = ({line.count(mark) for line in lines if line} for mark in "|\t;,=")
-    is_row = lines[0] + lines[2] and any(len(found) == 1 and max(found) > 1 for found in counts)
-    return (begin, end) if is_row or _rlm_header(text, begin, chars) else None
-
-
-def _rlm_is_header(text, start, chars):
-    """Return whether the line that begins here names the columns of the rows below."""
-    first, _, below = text[start : start + 6 * chars].partition("\n")
-    under, _, _ = below.partition("\n")
-    row = start + len(first) + 1 + (0 if under.strip(_RLM_DRAWN + "|;,") else len(under) + 1)
-    return row < len(text) and _rlm_header(text, row, chars).startswith(first + "\n")
-
-
-def _rlm_header(text, start, chars):
-    """Return the names of the columns of the table in which a passage begins; nothing if there are none above it.
-
-    They are the first row, if a line is drawn under it, or if the passage has a number where that row has none.
-    """
-    row = text[start : start + 2 * chars].split("\n", 1)[0]
-    mark = max("|\t;" if ", " in row else "|\t;,", key=row.count)
-    marks, first = row.count(mark), start
-    while marks > 1 and first and text[first - 1] == "\n":
-        before = text.rfind("\n", 0, first - 1) + 1
-        if text.count(mark, before, first) != marks:
-            break
-        first = before
-    header, _, under = text[first:start].partition("\n")
-    names, ruled = header[: 2 * chars].split(mark), not under[:chars].partition("\n")[0].strip(_RLM_DRAWN + mark)
-    numbers = (
-        _RLM_DIGIT.search(cell) and not _RLM_DIGIT.search(name) for name, cell in zip(names, row.split(mark))
-    )
-    return mark.join(names) + "\n" if header and (under and ruled or any(numbers)) else ""
 
 
 def _rlm_whole_words(text, start, chars):

@@ -13,8 +13,6 @@ _RLM_FIELD = _rlm_re.compile(
 )
 
 _RLM_COLUMN = _rlm_re.compile(r"[^\W\d_][\w ./()%#-]{0,39}")
-_RLM_PARAGRAPH = _rlm_re.compile(r"(?:[^.!?]*[.!?]+\s+(?=\w)){3}")
-"""Begins a line of four sentences or more."""
 _RLM_PAIR = _rlm_re.compile(r"([^\W\d_][\w ./()%#-]{0,39}?)[ \t]*(?:=|:[ \t])[ \t]*(.*)")
 _RLM_WORDS = _rlm_re.compile(r'(?:"[^"]*"|\S)+')
 """Words, each with what is quoted in it."""
@@ -82,7 +80,7 @@ def _rlm_rows(text):
     """Return the rows of the table that fills the text, each as a dict by the names of its columns."""
     lines, ruled = [], set()  # the lines with words, and which of them have a line drawn under them
     for line in text.splitlines():
-        if line.strip(_RLM_DRAWN + "|"):
+        if not _RLM_DRAWN.fullmatch(line):
             lines.append(line)
         elif lines and line:
             ruled.add(len(lines) - 1)

@@ -1,0 +1,160 @@
+"""Finds the row of a table, or the record of a few lines, in which a word stands.
+
+`find_passages` returns it alone: what stands beside it would be read for it. Not imported: the source runs in any
+interpreter, in the same namespace as `passages.py`.
+"""
+
+import re as _rlm_re
+from collections import Counter as _RlmCounter
+from itertools import islice as _rlm_islice
+from itertools import takewhile as _rlm_takewhile
+
+_RLM_DIGIT = _rlm_re.compile(r"\d")
+_RLM_TOKEN = _rlm_re.compile(r"\d+|[^\W\d_]+|\t| {2,}|[^\w ]")
+_RLM_ALIKE = 0.5
+"""The share of tokens that the rows of one table have in common with the row beside."""
+_RLM_PARAGRAPH = _rlm_re.compile(r"(?:[^.!?]*[.!?]+\s+(?=\w)){3}")
+"""Begins a line of four sentences or more."""
+_RLM_DRAWN = _rlm_re.compile(r"[^\w\n]*")
+"""A line without words, such as the one under the names of columns."""
+_RLM_BETWEEN_CELLS = tuple(
+    map(
+        _rlm_re.compile,
+        (r"(?<!\|)\|(?!\|)", r"\|\||!!", r"\t", ";", r",(?! )", ", ?", "&", r"(?<=\S) {2,}(?=\S)", r"</t[hd]>"),
+    )
+)
+"""What stands between the cells of a row, one for each kind of table."""
+_RLM_NAME_CHARS = 40
+"""The maximum length of the name of a column."""
+_RLM_INDENT = _rlm_re.compile(r"[ \t]*")
+_RLM_KEY = _rlm_re.compile(r"[\s\-*+\"'<{\[]*([^\W\d_][\w ./()%#-]{0,39}?)[\"'*_]*\s*[:=>]\s*\S")
+"""How a line of a record begins: with the name of a field."""
+
+
+def _rlm_unit(text, line, chars):
+    """Return the range of the record that has a line, or of the line if it is a row or names columns, or None."""
+    if line is None:
+        return None
+    record = _rlm_record(text, line, chars)
+    if record is not None:
+        return record
+    alike = sum(_rlm_alike_beside(text, line, step, chars) for step in (-1, 1)) > 1
+    if (alike or _rlm_header(text, line[0], chars)) and not _RLM_PARAGRAPH.match(text, *line):
+        return line
+    return line if _rlm_is_header(text, line[0], chars) else None
+
+
+def _rlm_alike_beside(text, line, step, chars):
+    """Return how many of the two lines above, or below, are like a line; lines without words do not count."""
+    rows = (each for each in _rlm_beside(text, line, step, chars) if not _rlm_is_drawn(text, each))
+    near = _rlm_islice(rows, 2)
+    return len(list(_rlm_takewhile(lambda row: _rlm_are_alike(text[slice(*line)], text[slice(*row)]), near)))
+
+
+def _rlm_line(text, at, chars):
+    """Return where the line of a place begins and ends; None if it is longer than twice a passage."""
+    most = 2 * chars
+    begin, end = text.rfind("\n", max(0, at - most), at) + 1, text.find("\n", at, at + most)
+    end = len(text) if end < 0 and at + most >= len(text) else end
+    return None if end < 0 or end - begin > most else (begin, end)
+
+
+def _rlm_beside(text, line, step, chars):
+    """Yield the lines above (`step` is -1) or below (1) up to an empty one, the nearest first."""
+    while line is not None and (line[0] if step < 0 else line[1] < len(text)):
+        line = _rlm_line(text, line[0] - 1 if step < 0 else line[1] + 1, chars)
+        if line is None or not text[slice(*line)].strip():
+            return
+        yield line
+
+
+def _rlm_is_drawn(text, line):
+    return _RLM_DRAWN.fullmatch(text, *line) is not None
+
+
+def _rlm_are_alike(line, other):
+    """Return whether two lines have half of their words and marks in common; all numbers are the same."""
+    one, two = (
+        _RlmCounter("0" if token.isdigit() else token[:2] for token in _RLM_TOKEN.findall(each))
+        for each in (line, other)
+    )
+    return (one & two).total() >= _RLM_ALIKE * max(one.total(), two.total(), 3)
+
+
+def _rlm_record(text, line, chars):
+    """Return the range of a record: a block of lines `name: value`, each name once, as are above or below it."""
+    block = _rlm_block(text, line, chars)
+    if block is None:
+        return None
+    names = _rlm_names(text[slice(*block)])
+    if len(names) < 2 or len(names) > len(set(names)) or 2 * len(names) < text.count("\n", *block) + 1:
+        return None
+    begin, end = block
+    for near in text[end : end + 2 * chars], text[max(0, begin - 2 * chars) : begin]:
+        if 2 * len(set(names).intersection(_rlm_names(near))) >= len(names):
+            return block
+    return None
+
+
+def _rlm_names(lines):
+    """Return the names of the fields with which lines begin."""
+    return [found[1].lower() for found in map(_RLM_KEY.match, lines.split("\n")) if found]
+
+
+def _rlm_block(text, line, chars):
+    """Return the range of the lines around a line, up to an empty one or one that is less indented.
+
+    The latter begins the block. None if that is longer than twice a passage.
+    """
+    below = next(_rlm_beside(text, line, 1, chars), None)
+    is_first = below is not None and _rlm_indent(text, below) > _rlm_indent(text, line)
+    indent = _rlm_indent(text, below if is_first else line)
+    begin, end = line
+    for each in () if is_first else _rlm_beside(text, line, -1, chars):
+        if _rlm_indent(text, each) > indent or end - begin > 2 * chars:
+            break
+        begin = each[0]
+        if _rlm_indent(text, each) < indent:
+            break
+    for each in _rlm_beside(text, line, 1, chars):
+        if _rlm_indent(text, each) < indent or end - begin > 2 * chars:
+            break
+        end = each[1]
+    return None if end - begin > 2 * chars else (begin, end)
+
+
+def _rlm_indent(text, line):
+    return _RLM_INDENT.match(text, *line).end() - line[0]
+
+
+def _rlm_header(text, start, chars, most=None):
+    """Return the names of the columns of the table whose row begins here; nothing if there are none above it.
+
+    They are the first row, if a line is drawn under it, or if the row has a number where that has none. Of the
+    lines above, the nearest `most` are looked at, or all.
+    """
+    line = _rlm_line(text, start, chars)
+    row = "" if line is None else text[slice(*line)]
+    mark = max(_RLM_BETWEEN_CELLS, key=lambda mark: len(mark.findall(row)))
+    cells, first, drawn, ruled = mark.split(row), line, False, False
+    if len(cells) == 1:
+        return ""
+    for above in _rlm_islice(_rlm_beside(text, line, -1, chars), most):
+        if _rlm_is_drawn(text, above):
+            drawn = True
+        elif len(mark.split(text[slice(*above)])) == len(cells):
+            first, drawn, ruled = above, False, drawn
+        else:
+            break
+    names = mark.split(text[slice(*first)])
+    numbers = (_RLM_DIGIT.search(cell) and not _RLM_DIGIT.search(name) for name, cell in zip(names, cells))
+    is_header = first != line and (ruled or any(numbers))
+    return text[slice(*first)] + "\n" if is_header and max(map(len, names)) <= _RLM_NAME_CHARS else ""
+
+
+def _rlm_is_header(text, start, chars):
+    """Return whether the line that begins here names the columns of the rows below."""
+    line = _rlm_line(text, start, chars)
+    rows = () if line is None else _rlm_beside(text, line, 1, chars)
+    row = next((each for each in rows if not _rlm_is_drawn(text, each)), None)
+    return row is not None and _rlm_header(text, row[0], chars, 4) == text[slice(*line)] + "\n"

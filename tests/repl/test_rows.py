@@ -1,0 +1,110 @@
+"""A passage of a table is one row, in whatever form tables and records are written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_dspy.repl.in_repl import passages, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SHARED: dict[str, Any] = {}
+for module in (rows, passages):  # one namespace, as in a REPL
+    exec(Path(str(module.__file__)).read_text(encoding="utf-8"), SHARED)
+find_passages: Callable[..., list[str]] = SHARED["find_passages"]
+
+COLUMNS = ("well", "village", "depth", "dug")
+NAMES = [*map("".join, itertools.product("BDGKLMNPRSTV", "aeiou", "lnrst"))]
+WELLS = [(f"{name}a", f"{name}by", f"{at * 7 % 90}", f"{1700 + at}") for at, name in enumerate(NAMES)]
+(KERTA,) = (row for row in WELLS if row[0] == "Kera")
+QUESTION = "How deep is the well Kera, dug in the village?"
+
+
+def wide(row: Sequence[str]) -> str:
+    return "".join(cell.ljust(12) for cell in row).rstrip()
+
+
+def fields(row: Sequence[str], line: str = "{}: {}", between: str = "\n") -> str:
+    return between.join(line.format(name, cell) for name, cell in zip(COLUMNS, row, strict=True))
+
+
+ROWS: dict[str, tuple[Callable[[Sequence[str]], str], str]] = {
+    "CSV": (",".join, "\n"),
+    "TSV": ("\t".join, "\n"),
+    "Markdown": (lambda row: f"| {' | '.join(row)} |", "\n"),
+    "columns of one width": (wide, "\n"),
+    "a grid": (lambda row: f"|{'|'.join(cell.ljust(9) for cell in row)}|\n{'+---------' * 4}+", "\n"),
+    "LaTeX": (lambda row: f"{' & '.join(row)} \\\\", "\n"),
+    "MediaWiki": (lambda row: f"| {' || '.join(row)}\n|-", "\n"),
+    "HTML": (lambda row: f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>", "\n"),
+}
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_the_passage_of_a_table_is_a_row_below_the_names_of_the_columns(form: str) -> None:
+    write, between = ROWS[form]
+    lines = [write(row) for row in (COLUMNS, *WELLS)]
+    text = "\n\n".join(["Water, listed", between.join(lines), "More to come."])
+    header, row = (write(each).split("\n")[0] for each in (COLUMNS, KERTA))
+    assert write(KERTA) in text
+    assert find_passages(text, QUESTION)[0] == f"{header}\n{row}"
+
+
+RECORDS: dict[str, tuple[Callable[[Sequence[str]], str], str]] = {
+    "blocks": (fields, "\n\n"),
+    "blocks with a title": (lambda row: f"## {row[0]}\n{fields(row, '- **{}**: {}')}", "\n\n"),
+    "INI": (lambda row: f"[{row[0]}]\n{fields(row, '{} = {}')}", "\n\n"),
+    "YAML": (lambda row: f"- {fields(row, between=f'{chr(10)}  ')}", "\n"),
+    "XML": (lambda row: f"<item>\n{fields(row, '  <{0}>{1}</{0}>')}", "\n</item>\n"),
+    "JSON": (lambda row: json.dumps(dict(zip(COLUMNS, row, strict=True)), indent=2), ",\n"),
+    "JSON Lines": (lambda row: json.dumps(dict(zip(COLUMNS, row, strict=True))), "\n"),
+    "pairs": (lambda row: fields(row, "{}={}", " "), "\n"),
+    "sentences": (lambda row: "The well {} of {} is {} m deep. It was dug in {}.".format(*row), "\n"),
+    "a list": (lambda row: "- {} ({}): {} m, {}".format(*row), "\n"),
+    "log lines": (lambda row: "{3}-04-02 12:00:00 INFO well {0} of {1}: depth {2}".format(*row), "\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", RECORDS)
+def test_the_passage_of_records_is_one_record(form: str) -> None:
+    write, between = RECORDS[form]
+    text = f"Water, listed\n\n{between.join(map(write, WELLS))}\n\nMore to come."
+    assert write(KERTA) in text
+    best = find_passages(text, QUESTION)[0]
+    assert best.rstrip("},\n ") == write(KERTA).strip("} \n")
+
+
+def test_a_row_with_more_of_the_words_comes_before_the_first_one_with_the_name() -> None:
+    lines = [f"{school},{year},{year % 90}" for school in ("Hov", "Kerta", "Sund") for year in range(1900, 1950)]
+    text = "\n".join(["school,year,pupils", *lines])
+    assert find_passages(text, "How many pupils had Kerta in 1931?")[0] == "school,year,pupils\nKerta,1931,41"
+
+
+PROSE = """\
+Kerta was a village of fishermen, and the well of Kerta was deep.
+Nobody knows when it was dug, but the priest, who had a good memory,
+used to say that his mother drank from it, as did hers.
+It is 64 m deep.
+"""
+
+
+def test_the_lines_of_prose_and_of_code_are_no_rows() -> None:
+    assert find_passages(PROSE, "How deep is the well of Kerta?", count=1) == [PROSE.strip()]
+    code = Path(str(rows.__file__)).read_text(encoding="utf-8")
+    assert "if line is None:\n        return None" in find_passages(code, "def _rlm_unit")[0]
+
+
+@given(st.lists(st.text("ab1 |,;\t-=:.\n", max_size=30), max_size=12), st.text("ab1 ", max_size=9))
+def test_a_passage_of_any_lines_ends_with_a_part_of_the_text(lines: list[str], words: str) -> None:
+    text = "\n".join(lines)
+    for passage in find_passages(text, words, chars=20):
+        assert passage in text or passage.partition("\n")[2] in text
+        assert all(line.strip() in text for line in passage.split("\n"))
