@@ -156,13 +156,61 @@ def test_records_can_be_submitted() -> None:
         'boat,seats\nAuk,12\n"Tern, old",4\n',
         "boat;seats\n\nAuk;12\nTern, old;4",
         "boat\tseats\nAuk\t12\nTern, old\t4\n",
+        "Boats:\nboat       seats\nAuk        12\nTern, old  4\n",
+        "boat & seats \\\\\n\\hline\nAuk & 12 \\\\\nTern, old & 4 \\\\\n",
+        "{|\n! boat !! seats\n|-\n| Auk || 12\n|-\n| Tern, old || 4\n|}\n",
+        (
+            "<table>\n<tr><th>boat</th><th>seats</th></tr>\n<tr><td>Auk</td><td>12</td></tr>\n"
+            "<tr><td>Tern, old</td><td>4</td></tr>\n</table>"
+        ),
     ],
-    ids=["pipes", "Markdown", "ruled", "CSV", "semicolons", "TSV"],
+    ids=["pipes", "Markdown", "ruled", "CSV", "semicolons", "TSV", "columns", "LaTeX", "MediaWiki", "HTML"],
 )
 def test_a_row_of_a_table_is_a_record(text: str) -> None:
     """By the names of the columns, in any case."""
     assert find_records(text) == [{"boat": "Auk", "seats": "12"}, {"boat": "Tern, old", "seats": "4"}]
     assert find_records(text)[0]["Seats"] == "12"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"boat": "Auk", "seats": 12}, {"boat": "Tern, old", "seats": 4}]',
+        '{"count": 2, "boats": [{"boat": "Auk", "seats": "12"}, {"boat": "Tern, old", "seats": 4}]}',
+        '{"boat": "Auk", "seats": 12}\n\n{"boat": "Tern, old", "seats": 4}\n',
+    ],
+    ids=["a list", "a list in an object", "lines"],
+)
+def test_an_object_of_json_is_a_record(text: str) -> None:
+    """Its numbers are texts, as in other records; what is nested stays as it is."""
+    assert find_records(text) == [{"boat": "Auk", "seats": "12"}, {"boat": "Tern, old", "seats": "4"}]
+
+
+def test_the_name_of_an_object_is_its_title_and_nested_values_stay() -> None:
+    text = '{"Auk": {"seats": [1, 2], "old": true}, "Tern": {"seats": [], "old": null}}'
+    assert find_records(text) == [
+        {"title": "Auk", "seats": [1, 2], "old": "true"},
+        {"title": "Tern", "seats": [], "old": "null"},
+    ]
+    assert find_records('[{"boat": "Auk"}]') == [{"boat": "Auk"}]
+    assert find_records("[1, 2]") == [{"text": "[1, 2]"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [
+        ("boats:\n- boat: Auk\n  seats: 12\n- boat: Tern\n  seats: 4\n", ["boats", ""]),
+        ("[one]\nboat = Auk\nseats=12\n\n[two]\nboat = Tern\nseats=4\n", ["one", "two"]),
+        ("boat: Auk\nseats: 12\nboat: Tern\nseats: 4\n", ["", ""]),
+    ],
+    ids=["YAML", "INI", "without empty lines"],
+)
+def test_a_name_that_comes_again_begins_a_record(text: str, titles: list[str]) -> None:
+    found = find_records(text)
+    assert [(each["title"], each["boat"], each["seats"]) for each in found] == [
+        (titles[0], "Auk", "12"),
+        (titles[1], "Tern", "4"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-"""Defines `find_records`, which reads the records of a text: blocks of lines `name: value`, or rows of a table.
+"""Defines `find_records`, which reads the records of a text: blocks of lines `name: value`, rows, objects of JSON.
 
 Not imported: the source runs in any interpreter, in the same namespace as `passages.py`.
 """
 
 import csv as _rlm_csv
+import json as _rlm_json
 import re as _rlm_re
 from collections import Counter as _RlmCounter
 from itertools import groupby as _rlm_groupby
 
 _RLM_FIELD = _rlm_re.compile(
-    r"[ \t]*(?:[-*+][ \t]+)?[*_]{0,2}([^\W\d_][\w ./-]{0,39})[*_]{0,2}[ \t]*:[*_]{0,2}(?:[ \t]+(.*))?"
+    r"[ \t]*(?:[-*+][ \t]+)?[*_]{0,2}([^\W\d_][\w ./()%#-]{0,39}?)[*_]{0,2}[ \t]*"
+    r"(?::[*_]{0,2}(?:[ \t]+|$)|=(?!=)[ \t]*)(.*)"
 )
 
 _RLM_COLUMN = _rlm_re.compile(r"[^\W\d_][\w ./()%#-]{0,39}")
@@ -18,6 +20,12 @@ _RLM_WORDS = _rlm_re.compile(r'(?:"[^"]*"|\S)+')
 """Words, each with what is quoted in it."""
 _RLM_LEAST_ROWS = 3
 """The least number of lines of a table, with its columns' names."""
+_RLM_BESIDE_CELLS = _rlm_re.compile(
+    r"^ *(?:\|\|?|!)|\| *$|\\\\ *$|</?(?:table|thead|tbody|tr)[^>]*>|<t[hd][^>]*>|</t[hd]>(?=\s*(?:</tr>|$))"
+)
+"""The marks at the ends of a row, and those of HTML before a cell."""
+_RLM_CSV = {";": ";", r",(?! )": ",", ", ?": ","}
+"""The delimiters of CSV, by their patterns in `_RLM_BETWEEN_CELLS`."""
 _RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")
 """Ends the fields at the beginning of a Markdown file."""
 
@@ -46,8 +54,8 @@ def find_records(text):
 
     A record begins with two or more lines `name: value`; records share at least half of their names. Its dict has
     `title` too, the line above these, and `text`, the lines below them up to the next record. In a text without
-    such blocks, half of whose lines are a table (Markdown, CSV or TSV, its first row names the columns) or have
-    pairs `name=value`, each row is a record. Else each line is one, and has only `text`.
+    such blocks, half of whose lines are a table (its first row names the columns) or have pairs `name=value`, each
+    row is a record; so is each object of JSON and of JSON Lines. Else each line is one, and has only `text`.
 
     Args:
         text: The text, or several, as in `find_passages`: `file` is then the name, or index, of a record's.
@@ -57,7 +65,7 @@ def find_records(text):
     """
     _rlm_refuse_name(text, "find_records")
     texts = {None: text} if isinstance(text, str) else dict(_rlm_texts(text, "find_records"))
-    for read in _rlm_blocks, _rlm_rows, _rlm_pairs, _rlm_lines:
+    for read in _rlm_objects, _rlm_blocks, _rlm_rows, _rlm_pairs, _rlm_lines:
         records = [(name, each) for name in texts for each in read(texts[name])]
         if len(records) > (isinstance(text, str) and read is _rlm_blocks):
             return [each if name is None else _RlmFields({"file": name, **each}) for name, each in records]
@@ -84,7 +92,7 @@ def _rlm_rows(text):
             lines.append(line)
         elif lines and line:
             ruled.add(len(lines) - 1)
-    for mark in "|\t;,":
+    for mark in _RLM_BETWEEN_CELLS:
         first = 0
         for _, table in _rlm_groupby(_rlm_cells(lines, mark), key=len):
             header, *rows = table
@@ -93,6 +101,36 @@ def _rlm_rows(text):
                 return [_RlmFields(zip(header, cells)) for cells in rows]
             first += len(rows) + 1
     return []
+
+
+def _rlm_objects(text):
+    """Return the objects of a JSON text or of JSON Lines; their numbers are texts, as in other records."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return []
+    found = _rlm_parsed(text)
+    if found is None:
+        found = [_rlm_parsed(line) for line in text.splitlines() if line.strip()]
+    if isinstance(found, dict):
+        lists = [value for value in found.values() if isinstance(value, list)]
+        if len(lists) == 1:  # {"wells": [{...}, ...]}
+            (found,) = lists
+        elif all(isinstance(value, dict) for value in found.values()):
+            found = [{"title": name, **value} for name, value in found.items()]
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        return []
+    return [_RlmFields((name, _rlm_as_text(value)) for name, value in each.items()) for each in found]
+
+
+def _rlm_parsed(text):
+    """Return the value of a JSON text; None if it is none."""
+    try:
+        return _rlm_json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _rlm_as_text(value):
+    return value if isinstance(value, (str, list, dict)) else _rlm_json.dumps(value)
 
 
 def _rlm_pairs(text):
@@ -114,14 +152,15 @@ def _rlm_pairs_of(line):
 
 def _rlm_cells(lines, mark):
     """Return the cells of each line, which `mark` parts; nothing if that is no mark of these lines."""
-    if 2 * sum(mark in line for line in lines) < len(lines):
+    if 2 * sum(map(bool, map(mark.search, lines))) < len(lines):
         return []
-    if mark in "|\t":
-        rows = (line.strip(" ").removeprefix("|").removesuffix("|") for line in lines)
-        return [[cell.strip() for cell in row.split(mark)] for row in rows]
+    if mark.pattern not in _RLM_CSV:
+        rows = (_RLM_BESIDE_CELLS.sub("", line) for line in lines)
+        return [[cell.strip() for cell in mark.split(row)] for row in rows]
     try:
-        rows = _rlm_csv.reader((line + "\n" for line in lines), delimiter=mark, skipinitialspace=True)
-        return [[cell.strip() for cell in row] for row in rows]
+        rows = (line + "\n" for line in lines)
+        read = _rlm_csv.reader(rows, delimiter=_RLM_CSV[mark.pattern], skipinitialspace=True)
+        return [[cell.strip() for cell in row] for row in read]
     except _rlm_csv.Error:
         return []
 
@@ -142,18 +181,24 @@ def _rlm_blocks(text):
     blocks = []  # of each: where it begins and ends, and its names
     for is_field, numbers in _rlm_groupby(range(len(lines)), key=lambda number: fields[number] is not None):
         numbers = list(numbers)
-        if is_field and len(numbers) > 1:
-            blocks.append((numbers[0], numbers[-1] + 1, tuple(fields[number][1].strip() for number in numbers)))
+        names = [fields[number][1] for number in numbers] if is_field else []
+        counts = _RlmCounter(names)
+        first = next((name for name in names if counts[name] > 1), None)  # YAML has no empty lines between
+        starts = [at for at, name in enumerate(names) if name == first] or [0]
+        for start, end in zip(starts, [*starts[1:], len(names)]):
+            if end - start > 1:
+                blocks.append((numbers[start], numbers[start] + end - start, tuple(names[start:end])))
     counted = _RlmCounter(names for *_, names in blocks)
     if not counted:
         return []
     usual = set(max(counted, key=lambda names: counted[names] * len(names)))
     blocks = [block for block in blocks if 2 * len(usual & set(block[2])) >= max(len(usual), len(set(block[2])))]
-    titles = [begin - bool(begin and lines[begin - 1].strip()) for begin, *_ in blocks]
+    ends = {end for _, end, _ in blocks}
+    titles = [begin - bool(begin and begin not in ends and lines[begin - 1].strip()) for begin, *_ in blocks]
     records = []
     for (begin, end, names), title, after in zip(blocks, titles, [*titles[1:], len(lines)]):
         values = ((fields[number][2] or "").strip() for number in range(begin, end))
-        record = {"title": "".join(lines[title:begin]).strip().lstrip("#=*- "), **dict(zip(names, values))}
+        record = {"title": "".join(lines[title:begin]).strip("#=*-[]: "), **dict(zip(names, values))}
         record["text"] = _RLM_RULE.sub("", "\n".join(lines[end:after])).strip()
         records.append(_RlmFields(record))
     return records

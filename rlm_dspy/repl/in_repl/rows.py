@@ -15,8 +15,8 @@ _RLM_ALIKE = 0.5
 """The share of tokens that the rows of one table have in common with the row beside."""
 _RLM_PARAGRAPH = _rlm_re.compile(r"(?:[^.!?]*[.!?]+\s+(?=\w)){3}")
 """Begins a line of four sentences or more."""
-_RLM_DRAWN = _rlm_re.compile(r"[^\w\n]*")
-"""A line without words, such as the one under the names of columns."""
+_RLM_DRAWN = _rlm_re.compile(r"[^\w\n]*|\s*\\\w+\s*")
+"""A line without words, such as the one under the names of columns; of LaTeX, a command."""
 _RLM_BETWEEN_CELLS = tuple(
     map(
         _rlm_re.compile,
