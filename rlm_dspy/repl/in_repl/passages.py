@@ -40,11 +40,11 @@ def find_passages(text, words, count=5, chars=300):
         chars: The length of a passage in characters. One sentence or line may be up to twice as long. A passage
             of a table is one row below the names of the columns, one of records `name: value` is one record.
     """
-    return _rlm_found(text, words, count, chars)[0]
+    return _rlm_found(text, words, count, chars, _rlm_with_header)[0]
 
 
-def _rlm_found(text, words, count, chars):
-    """Return what `find_passages` does, and the rare names among the words, in lower case."""
+def _rlm_found(text, words, count, chars, written):
+    """Return what `find_passages` does, each as `written`, and the rare names among the words, in lower case."""
     if not isinstance(words, str):
         raise TypeError("find_passages takes a str as words, not %s." % type(words).__name__)
     _rlm_refuse_name(text, "find_passages")
@@ -66,8 +66,7 @@ def _rlm_found(text, words, count, chars):
                     headers.append((begin, stop))
     chosen = (chosen + headers)[:count]  # each row comes with its header
     passages = [
-        names[_rlm_bisect.bisect(begins, end - 1)] + _rlm_with_header(text, start, end, chars)
-        for start, end in chosen
+        names[_rlm_bisect.bisect(begins, end - 1)] + written(text, start, end, chars) for start, end in chosen
     ]
     return passages, found
 
@@ -135,7 +134,7 @@ def query_passages(text, prompt, at_least=1, count=8, chars=350):
     Raises:
         SubCallError: If the model could not be asked.
     """
-    best, names = _rlm_found(text, prompt, count, chars)
+    best, names = _rlm_found(text, prompt, count, chars, _rlm_with_names)
     reply, held = "unknown", [names.intersection(_RLM_WORD.findall(passage.lower())) for passage in best]
     for number in dict.fromkeys(max(at_least, each) for each in (1, 3, count)):
         if number < len(best) and set().union(*held[:number]) != set().union(*held):
@@ -202,12 +201,6 @@ def _rlm_best_unit(text, places, units, first, last, chars):
         words = weights.setdefault(units[line], {})
         words[word] = max(weight, words.get(word, 0))
     return max(weights, key=lambda unit: (sum(weights[unit].values()), unit is not None), default=None)
-
-
-def _rlm_with_header(text, start, end, chars):
-    """Return a passage; that of a row with the names of the columns above it."""
-    passage = text[start:end].strip()
-    return passage if "\n" in passage else _rlm_header(text, start, chars) + passage
 
 
 def _rlm_sentence_numbers(text, places, chars):

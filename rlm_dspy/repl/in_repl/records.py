@@ -20,10 +20,6 @@ _RLM_WORDS = _rlm_re.compile(r'(?:"[^"]*"|\S)+')
 """Words, each with what is quoted in it."""
 _RLM_LEAST_ROWS = 3
 """The least number of lines of a table, with its columns' names."""
-_RLM_BESIDE_CELLS = _rlm_re.compile(
-    r"^ *(?:\|\|?|!)|\| *$|\\\\ *$|</?(?:table|thead|tbody|tr)[^>]*>|<t[hd][^>]*>|</t[hd]>(?=\s*(?:</tr>|$))"
-)
-"""The marks at the ends of a row, and those of HTML before a cell."""
 _RLM_CSV = {";": ";", r",(?! )": ",", ", ?": ","}
 """The delimiters of CSV, by their patterns in `_RLM_BETWEEN_CELLS`."""
 _RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")

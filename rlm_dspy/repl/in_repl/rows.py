@@ -24,6 +24,10 @@ _RLM_BETWEEN_CELLS = tuple(
     )
 )
 """What stands between the cells of a row, one for each kind of table."""
+_RLM_BESIDE_CELLS = _rlm_re.compile(
+    r"^ *(?:\|\|?|!)|\| *$|\\\\ *$|</?(?:table|thead|tbody|tr)[^>]*>|<t[hd][^>]*>|</t[hd]>(?=\s*(?:</tr>|$))"
+)
+"""The marks at the ends of a row, and those of HTML before a cell."""
 _RLM_NAME_CHARS = 40
 """The maximum length of the name of a column."""
 _RLM_INDENT = _rlm_re.compile(r"[ \t]*")
@@ -127,6 +131,11 @@ def _rlm_indent(text, line):
     return _RLM_INDENT.match(text, *line).end() - line[0]
 
 
+def _rlm_mark(row):
+    """Return the mark between the cells of a row: that of which it has the most."""
+    return max(_RLM_BETWEEN_CELLS, key=lambda mark: len(mark.findall(row)))
+
+
 def _rlm_header(text, start, chars, most=None):
     """Return the names of the columns of the table whose row begins here; nothing if there are none above it.
 
@@ -135,7 +144,7 @@ def _rlm_header(text, start, chars, most=None):
     """
     line = _rlm_line(text, start, chars)
     row = "" if line is None else text[slice(*line)]
-    mark = max(_RLM_BETWEEN_CELLS, key=lambda mark: len(mark.findall(row)))
+    mark = _rlm_mark(row)
     cells, first, drawn, ruled = mark.split(row), line, False, False
     if len(cells) == 1:
         return ""
@@ -158,3 +167,21 @@ def _rlm_is_header(text, start, chars):
     rows = () if line is None else _rlm_beside(text, line, 1, chars)
     row = next((each for each in rows if not _rlm_is_drawn(text, each)), None)
     return row is not None and _rlm_header(text, row[0], chars, 4) == text[slice(*line)] + "\n"
+
+
+def _rlm_with_header(text, start, end, chars):
+    """Return a passage; that of a row with the names of the columns above it."""
+    passage = text[start:end].strip()
+    return passage if "\n" in passage else _rlm_header(text, start, chars) + passage
+
+
+def _rlm_with_names(text, start, end, chars):
+    """Return a passage as a model reads it best: a row as lines `name: value`, by the names of the columns."""
+    passage = _rlm_with_header(text, start, end, chars)
+    header, _, row = passage.partition("\n")
+    mark = _rlm_mark(row)
+    names, cells = (mark.split(_RLM_BESIDE_CELLS.sub("", line)) for line in (header, row))
+    if len(names) != len(cells) or len(names) == 1 or "\n" in text[start:end].strip():
+        return passage
+    pairs = ((name.strip(), cell.strip()) for name, cell in zip(names, cells))
+    return "\n".join(": ".join(filter(None, pair)) for pair in pairs)
