@@ -14,20 +14,27 @@ nothing with `families.py`, `tasks.py` or the articles.
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
-import shutil
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import dspy
 import pandas as pd
 import typer
+from starter_parts import (
+    ASK_ALL,
+    ASK_ALL_WORDS,
+    GROUP,
+    SUM,
+    Run,
+    chosen,
+    folder,
+    over_records,
+    over_text,
+)
+from starter_rows import ROWS_RUNS
 
-from rlm_dspy import RLM, Files, Limits, Table
+from rlm_dspy import RLM, Limits, Table
 from rlm_dspy.optimize import save_policy
 from rlm_dspy.optimize.demos import from_run
 from rlm_dspy.optimize.traced_runs import traced_runs
@@ -36,67 +43,6 @@ from rlm_dspy.testing import ScriptedLM
 SIGNATURE = "context, question -> answer: str"
 CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500)
-
-ASK = """reply = query_passages(context, question)
-print(question, "->", reply)"""
-ASK_EACH = """for each in ASKED:
-    print(each, "->", query_passages(context, each))"""
-ASK_ALL = """reply = query_passages(context, question, at_least=8)
-print(question, "->", reply)"""
-LOOK = """records = find_records(context)
-print(len(records), "records:", list(records[0]))
-for each in records[:3]:
-    print([value[:40] for value in each.values()])
-print(question)"""
-LINES = """found = [each["text"] for each in records if CONDITION]
-print(question, "->", len(found), found[:3])"""
-KEEP = """found = sorted((each["DATE"], each["title"]) for each in records if CONDITION)
-print(question, "->", len(found), found)"""
-SUM = """df = context.df()
-result = df["fare"].sum()
-print(df.columns.tolist(), result)"""
-GROUP = """df = context.df()
-result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
-print(result.head())"""
-ASKS_WORDS = "It asks for {}. {} are no records."
-ASK_WORDS = "query_passages looks up one thing: {}."
-ASK_EACH_WORDS = "query_passages looks up two things: {}."
-ASK_ALL_WORDS = "query_passages looks up all: {}."
-LOOK_WORDS = "It asks for {}. {} are the records. find_records lists them."
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run to show.
-
-    Attributes:
-        context: The text.
-        question: The question.
-        answer: What the run submits.
-        turns: What the model writes, each as its words and its code.
-        read: What its sub-calls answer, in turn.
-    """
-
-    context: str | Files | Table
-    question: str
-    answer: str
-    turns: tuple[tuple[str, str], ...]
-    read: tuple[str, ...] = ()
-
-
-def folder(files: dict[str, str]) -> Files:
-    """Return a folder with these files, which stays until this process ends."""
-    path = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, path)
-    for name, text in files.items():
-        (path / name).write_text(text, encoding="utf-8")
-    return Files.open(path)
-
-
-def chosen(choose: str, what: str, **found: int) -> str:
-    """Return code that submits the name with the smallest or largest of the numbers that were looked up."""
-    return f"{what} = {json.dumps(found)}\nSUBMIT(answer={choose}({what}, key={what}.get))"
-
 
 RAIN = "Rain fell on the lake and the road was closed. "
 FILLER = RAIN * 60
@@ -119,7 +65,6 @@ HEADS = (
     ("Two Roads", "Tam Hale", "2001-06-30"),
     ("On the Lake", "Bo Ek", "2002-03-17"),
 )
-LAST = ("The reply answers the question.", "SUBMIT(answer=reply.strip())")
 
 
 def boats(sails: str = "") -> str:
@@ -138,57 +83,6 @@ def letters(*said: str) -> str:
         for (title, author, date), body in zip(HEADS, bodies, strict=False)
     ]
     return "Letters from the valley, each with its author and date.\n\n" + "\n\n".join(each)
-
-
-def over_text(
-    context: str | Files,
-    question: str,
-    answer: str,
-    asks: tuple[str, str, str],
-    asked: list[str],
-    read: tuple[str, ...],
-    last: tuple[str, str] = LAST,
-    words_and_code: tuple[str, str] | None = None,
-) -> Run:
-    """Return a run over a text or a folder: sub-calls answer the questions, the last turn makes the answer.
-
-    Args:
-        context: The text or the folder.
-        question: The question.
-        answer: What the run submits.
-        asks: What the question asks for; that in the plural; what has to be looked up.
-        asked: The questions of the sub-calls; empty for the question itself.
-        read: What the sub-calls answer.
-        last: The words and the code of the last turn.
-        words_and_code: Those of the first, instead of the usual ones.
-    """
-    words, code = words_and_code or ((ASK_EACH_WORDS, ASK_EACH) if asked else (ASK_WORDS, ASK))
-    listed = ", ".join(f'"{each}"' for each in asked)
-    said = f"{ASKS_WORDS.format(*asks)} {words.format(asks[2])}"
-    return Run(context, question, answer, ((said, code.replace("ASKED", f"[{listed}]")), last), read)
-
-
-def over_records(
-    context: str, question: str, answer: str, asks: tuple[str, str, str], keep: tuple[str, str, str], last: str
-) -> Run:
-    """Return a run over records: it looks at them, filters them in code, and reads what is left.
-
-    Args:
-        context: The text.
-        question: The question.
-        answer: What the run submits.
-        asks: What the question asks for; what the records are; which of them are kept.
-        keep: The condition in words; its code with what it filters; the field that sorts.
-        last: The words of the last turn.
-    """
-    condition, code, date = keep
-    filtering = (LINES if date == "" else KEEP).replace("DATE", date).replace("CONDITION", code)
-    turns = (
-        (LOOK_WORDS.format(*asks), LOOK),
-        (f"I keep {asks[2]}: {condition}.", filtering),
-        (f"It asks for {asks[0]}. {last}", f"SUBMIT(answer={json.dumps(answer)})"),
-    )
-    return Run(context, question, answer, turns)
 
 
 FARES = Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(120), "fare": [2, 3, 2, 5] * 30}))
@@ -352,14 +246,14 @@ RUNS = (
 )
 
 
-def program(runs: tuple[Run, ...]) -> RLM:
-    """Return an RLM whose `act` has these runs as its demos.
+def demos(runs: tuple[Run, ...]) -> list[dspy.Example]:
+    """Return the demos that these runs make.
 
     Raises:
         ValueError: If a run does not submit its answer.
     """
     traced = []
-    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=11)
+    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None)
     for run in runs:
         replies = [f"{words}\n```python\n{code}\n```" for words, code in run.turns]
         lm = ScriptedLM(act=replies, query=list(run.read))
@@ -369,15 +263,27 @@ def program(runs: tuple[Run, ...]) -> RLM:
             if prediction.answer != run.answer or not all(part in printed for part in run.answer.split(", ")):
                 raise ValueError(f"{run.question} Expected {run.answer}, saw {printed}.")
             traced += traced_runs(dspy.settings.trace)
-    rlm.act.demos = [from_run(run, 1.0).example for run in traced]
+    return [from_run(run, 1.0).example for run in traced]
+
+
+def program() -> RLM:
+    """Return an RLM whose `act` has the demos of all runs: those of a kind of input are shown to runs over it."""
+    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=11)
+    rlm.act.demos = [*map(over_any_text, demos(RUNS)), *demos(ROWS_RUNS)]
     return rlm
+
+
+def over_any_text(demo: dspy.Example) -> dspy.Example:
+    """Return a demo that runs over any text show: the shifts are rows, but code counts all lines like these."""
+    shown = (variable.model_copy(update={"rows": False}) for variable in demo.environment.variables)
+    return demo.copy(environment=demo.environment.model_copy(update={"variables": tuple(shown)}))
 
 
 def main(out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE) -> None:
     """Write the policy."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     save_policy(
-        program(RUNS),
+        program(),
         out,
         name="small-coders",
         model="small models for code",

@@ -80,6 +80,8 @@ class Variable(BaseModel):
     """A short value itself; for a longer one its size, beginning and end, which are not a Python literal."""
     long: bool = False
     """Whether only a part of the value is shown."""
+    rows: bool = False
+    """Whether it is a long text of the rows of a table, of lines of one form, or of records; not shown."""
     media: bool = False
     """Whether the REPL holds only a handle for it."""
     note: str = ""

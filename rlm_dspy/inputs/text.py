@@ -150,6 +150,13 @@ class Text:
                 raise
         return self._value
 
+    def beginning(self, chars: int) -> str:
+        """Return the first characters. A large file is not read whole."""
+        if self._value is None and self.path and self.path.stat().st_size > READ_WHOLE_BYTES:
+            with self.path.open("rb") as file:
+                return file.read(4 * chars).decode(self.encoding, errors="ignore")[:chars]
+        return str(self)[:chars]
+
     def reader(self) -> BinaryIO:
         """Open the file of this text."""
         assert self.path is not None
@@ -181,9 +188,7 @@ class Text:
     def __repr__(self) -> str:
         """Return one line with the name and size of the text, never the whole text. A large file is not read."""
         if self._value is None and self.path and (size := self.path.stat().st_size) > READ_WHOLE_BYTES:
-            with self.path.open("rb") as file:
-                head = file.read(HEAD_CHARS).decode(self.encoding, errors="ignore")
-            return f"Text({size:,} bytes of {self.path.name}: {head[:60]!r} ...)"
+            return f"Text({size:,} bytes of {self.path.name}: {self.beginning(60)!r} ...)"
         source = f" of {self.name}" if self.name else ""
         return f"Text({len(self):,} characters{source}: {shorten(str(self), 60, 0)})"
 

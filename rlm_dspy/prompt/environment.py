@@ -10,14 +10,15 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.inputs import describe
+from rlm_dspy.inputs import Text, Variable, describe
 from rlm_dspy.repl.defining_tool import DefiningTool
+from rlm_dspy.repl.in_repl import rows
 from rlm_dspy.repl.type_names import constraints_of, description_of, shown_signature, type_name
 from rlm_dspy.signatures import Environment, Output
 from rlm_dspy.text import all_sendable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import dspy
     from pydantic.fields import FieldInfo
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rlm_dspy.limits import Limits
 
 _MAX_DESCRIPTION_CHARS = 300
+_BEGINNING_CHARS = 5_000
+_consists_of_rows: Callable[[str], bool] = rows.consists_of_rows
 _FIND_PASSAGES = (
     "- find_passages(text: str, words: str, count=5) -> list[str]  # the parts of a text that match words best"
 )
@@ -55,13 +58,21 @@ def write_environment(
     notes, outputs = _fields_of(signature)  # type: ignore[arg-type]  # its metaclass has a hash
     environment = Environment(
         task=signature.instructions.strip(),
-        variables=tuple(describe(name, value, notes[name]) for name, value in inputs.items()),
+        variables=tuple(_described(name, value, notes[name]) for name, value in inputs.items()),
         outputs=outputs,
         functions=_functions(tools, limits, calls),
         runtime=runtime,
         turns=limits.max_iters,
     )
     return Environment.model_validate(all_sendable(environment.model_dump()))
+
+
+def _described(name: str, value: Any, note: str) -> Variable:
+    variable = describe(name, value, note)
+    if not variable.long or not isinstance(value, str | Text):
+        return variable
+    text = value if isinstance(value, str) else value.beginning(_BEGINNING_CHARS)
+    return variable.model_copy(update={"rows": _consists_of_rows(text)})
 
 
 @functools.lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiment" / "study"))
 import optimize  # scripts of that folder are run, not installed
 import optimize_report
 import starter
+import starter_rows
 from wordings import WORDINGS
 
 from rlm_dspy.signatures import read_policy
@@ -171,10 +172,10 @@ def test_the_bench_of_compiles_plays_its_script_to_the_end(row: str) -> None:
 
 def test_the_starters_runs_submit_what_they_printed() -> None:
     """One demo each; a run that submits anything else raises."""
-    assert len(starter.program(starter.RUNS).act.demos) == len(starter.RUNS)
+    assert len(starter.program().act.demos) == len(starter.RUNS) + len(starter_rows.ROWS_RUNS)
     wrong = dataclasses.replace(starter.RUNS[0], answer="Rosa Roth")
     with pytest.raises(ValueError, match=r"Expected Rosa Roth, saw Which people .* -> Tove, Ravi"):
-        starter.program((wrong,))
+        starter.demos((wrong,))
 
 
 def test_the_starter_writes_the_policy_that_is_shipped_for_the_coders(tmp_path: Path) -> None:

@@ -38,10 +38,12 @@ QUESTIONS = [
 ]
 
 
-def environment(question: str, context: str = "short", *, long: bool = False, kind: str = "str") -> Environment:
+def environment(
+    question: str, context: str = "short", *, long: bool = False, kind: str = "str", rows: bool = False
+) -> Environment:
     """Return the first message of a run."""
     variables = [
-        {"name": "context", "type": kind, "value": context, "long": long},
+        {"name": "context", "type": kind, "value": context, "long": long, "rows": rows},
         {"name": "question", "type": "str", "value": repr(question)},
     ]
     outputs = [{"name": "answer", "type": "str"}]
@@ -119,6 +121,34 @@ def test_demos_whose_long_inputs_are_of_other_types_are_left_out_if_others_are_n
     act.demos = MIXED
     found = demos_for_run(act, environment("How many?", long=True, kind=kind), None)
     assert found == (None if expected is None else [MIXED[at] for at in expected])
+
+
+def test_texts_of_rows_and_other_texts_show_demos_of_their_own_if_there_are_both() -> None:
+    pool = [*MIXED, demo("How many?", long=True, rows=True)]
+    act = RLM(ASK, policy=None).act
+    cases = [(pool, False, [0, 3]), (pool, True, [4]), (MIXED, True, [0, 3]), (pool[4:], False, [0])]
+    for demos, rows, expected in cases:
+        act.demos = demos
+        found = demos_for_run(act, environment("How many?", long=True, rows=rows), 9)
+        assert found == [demos[at] for at in expected]
+
+
+def test_a_run_over_a_table_in_a_text_shows_the_demos_of_rows(tmp_path: Path) -> None:
+    """Whether the text is given as it is, in a file or in a large one."""
+    table = "name,age\n" + "\n".join(f"n{number},{number}" for number in range(99))
+    path, large = tmp_path / "a.csv", tmp_path / "b.csv"
+    path.write_text(table, encoding="utf-8")
+    large.write_text("name,age\n" + f"{'n' * 50},7\n" * 200_000, encoding="utf-8")
+    rlm = RLM(ASK, policy=None)
+    codes = {rows: f"SUBMIT(answer='{rows}')" for rows in (True, False)}
+    rlm.act.demos = [demo("How many?", code, long=True, rows=rows) for rows, code in codes.items()]
+    contexts = [(table, True), (Text.open(path), True), (Text.open(large), True), ("It rained. " * 99, False)]
+    for context, seen in contexts:
+        lm = ScriptedLM([block("SUBMIT(answer=context[:1])")])
+        with dspy.context(lm=lm):
+            rlm(context=context, question="How many?")
+        prompt = "".join(message["content"] for message in lm.script.calls[0])
+        assert [code in prompt for code in codes.values()] == [seen, not seen]
 
 
 def test_a_run_with_small_inputs_shows_demos_of_all_types() -> None:

@@ -88,6 +88,19 @@ def test_a_row_with_more_of_the_words_comes_before_the_first_one_with_the_name()
     assert find_passages(text, "How many pupils had Kerta in 1931?")[0] == "school,year,pupils\nKerta,1931,41"
 
 
+@pytest.mark.parametrize("form", [*ROWS, *RECORDS])
+def test_a_table_and_a_list_of_records_consist_of_rows(form: str) -> None:
+    write, between = (ROWS | RECORDS)[form]
+    assert rows.consists_of_rows("The wells of the county\n\n" + between.join(map(write, WELLS)))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "experiment/articles.md", "rlm_dspy/loop/rlm.py"])
+def test_prose_and_code_do_not_consist_of_rows(name: str) -> None:
+    text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    for part in (text, text[:300], "", "one line", "x" * 9_000):
+        assert not rows.consists_of_rows(part)  # type: ignore[no-untyped-call]
+
+
 PROSE = """\
 Kerta was a village of fishermen, and the well of Kerta was deep.
 Nobody knows when it was dug, but the priest, who had a good memory,

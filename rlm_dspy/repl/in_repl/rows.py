@@ -28,11 +28,35 @@ _RLM_BESIDE_CELLS = _rlm_re.compile(
     r"^ *(?:\|\|?|!)|\| *$|\\\\ *$|</?(?:table|thead|tbody|tr)[^>]*>|<t[hd][^>]*>|</t[hd]>(?=\s*(?:</tr>|$))"
 )
 """The marks at the ends of a row, and those of HTML before a cell."""
+_RLM_HEAD_CHARS = 4_000
+"""What of a text is looked at to see whether it consists of rows."""
+_RLM_ROW_CHARS = 2_000
+"""The maximum length of a row there."""
+_RLM_ROWS_SHARE = 0.8
 _RLM_NAME_CHARS = 40
 """The maximum length of the name of a column."""
 _RLM_INDENT = _rlm_re.compile(r"[ \t]*")
 _RLM_KEY = _rlm_re.compile(r"[\s\-*+\"'<{\[]*([^\W\d_][\w ./()%#-]{0,39}?)[\"'*_]*\s*[:=>]\s*\S")
 """How a line of a record begins: with the name of a field."""
+
+
+def consists_of_rows(text):
+    """Return whether the beginning of a text is rows of a table, lines of one form, or records, but for its title.
+
+    The host asks this about inputs.
+    """
+    head = text[:_RLM_HEAD_CHARS] if len(text) <= _RLM_HEAD_CHARS else text[:_RLM_HEAD_CHARS].rpartition("\n")[0]
+    at = rows = others = 0
+    while at < len(head):
+        line = _rlm_line(head, at, _RLM_ROW_CHARS // 2)
+        if line is None:
+            return False
+        if _rlm_unit(head, line, _RLM_ROW_CHARS // 2) is not None:
+            rows += line[1] - line[0]
+        elif not _rlm_is_drawn(head, line):
+            others += line[1] - line[0]
+        at = line[1] + 1
+    return rows > _RLM_ROWS_SHARE * (rows + others)
 
 
 def _rlm_unit(text, line, chars):

@@ -1,0 +1,147 @@
+"""The runs that start a small model over texts of rows: tables, JSON Lines, CSV.
+
+One value of one row is looked up as in any text; rows are counted, listed and sorted as records.
+"""
+
+from __future__ import annotations
+
+import json
+
+from starter_parts import KEEP, LOOK, LOOK_WORDS, Run, chosen, over_text
+
+OWNERS = ("Bo Ek", "Ines Roth", "Tam Hale")
+PORTS = (
+    *("Aldo", "Teal", "Rauma", "Sund", "Hov", "Oulu", "Vik", "Brant", "Kemi", "Moss"),
+    *("Narva", "Pori", "Lund", "Eke", "Turo", "Salo", "Viby", "Roda", "Gran", "Holm"),
+)
+NAMES = (
+    *("Tern", "Auk", "Gull", "Mara", "Skua", "Knot", "Teal", "Dunlin"),
+    *("Eider", "Brant", "Loon", "Rail", "Ruff", "Smew", "Stint"),
+)
+FERRIES = "\n".join(
+    ["ferry to | seats | built | owner"]
+    + [f"{port} | {20 + 16 * at % 75} | {1950 + 37 * at % 61} | {OWNERS[at % 3]}" for at, port in enumerate(PORTS)]
+)
+PUMPS = "\n".join(
+    json.dumps({"pump": f"P{10 + at}", "place": PORTS[at * 3 % 20], "bar": 30 + 7 * at % 20, "state": state})
+    for at, state in enumerate((["stands"] + ["runs"] * 4) * 8)
+)
+YACHTS = "\n".join(
+    ["name,owner,built,length,harbour"]
+    + [f"{name},{OWNERS[at % 3]},{1979 + 5 * at % 23},{8 + at},{PORTS[at]}" for at, name in enumerate(NAMES)]
+)
+
+
+def over_rows(
+    context: str,
+    question: str,
+    answer: str,
+    asks: tuple[str, str, str],
+    keep: tuple[str, str, str, str],
+    last: str,
+) -> Run:
+    """Return a run over rows: it looks at them, and filters them in code.
+
+    Args:
+        context: The text.
+        question: The question.
+        answer: What the run submits.
+        asks: What the question asks for; what the rows are; which of them are kept.
+        keep: The condition in words; its code; the field that sorts; the one that names.
+        last: The words of the last turn.
+    """
+    condition, code, order, name = keep
+    filtering = KEEP.replace("DATE", order).replace("title", name).replace("CONDITION", code)
+    turns = (
+        (LOOK_WORDS.format(*asks), LOOK),
+        (f"I keep {asks[2]}: {condition}.", filtering),
+        (f"It asks for {asks[0]}. {last}", f"SUBMIT(answer={json.dumps(answer)})"),
+    )
+    return Run(context, question, answer, turns)
+
+
+ROWS_RUNS = (
+    over_text(
+        FERRIES,
+        "How many seats are there on the ferry to Sund?",
+        "68",
+        ("a number of seats", "Seats", "the number of seats on the ferry to Sund"),
+        [],
+        ("68",),
+    ),
+    over_rows(
+        FERRIES,
+        "How many ferries of Bo Ek have more than 50 seats?",
+        "4",
+        ("a number of ferries", "Ferries", "the ferries of Bo Ek with more than 50 seats"),
+        (
+            "owner is Bo Ek, seats are more than 50",
+            'each["owner"] == "Bo Ek" and int(each["seats"]) > 50',
+            "seats",
+            "ferry to",
+        ),
+        "The count is 4.",
+    ),
+    over_text(
+        PUMPS,
+        "At which place does pump P17 stand? It is for the log.",
+        "Teal",
+        ("a place", "Places", "the place of pump P17"),
+        [],
+        ("Teal",),
+    ),
+    over_rows(
+        YACHTS,
+        "Which yachts did Ines Roth have built before 1990?",
+        "Loon, Auk",
+        ("yachts", "Yachts", "the yachts that Ines Roth had built before 1990"),
+        (
+            "owner is Ines Roth, built is before 1990",
+            'each["owner"] == "Ines Roth" and int(each["built"]) < 1990',
+            "built",
+            "name",
+        ),
+        "Two are left.",
+    ),
+    over_text(
+        YACHTS,
+        "Who is the owner of the Gull?",
+        "Tam Hale",
+        ("a person", "Persons", "the owner of the Gull"),
+        [],
+        ("Tam Hale",),
+    ),
+    over_rows(
+        FERRIES,
+        "What is the newest ferry of Tam Hale?",
+        "Kemi",
+        ("the newest ferry", "Ferries", "the ferries of Tam Hale"),
+        ("owner is Tam Hale. I sort them by built", 'each["owner"] == "Tam Hale"', "built", "ferry to"),
+        "The newest has the latest year: Kemi, 2002.",
+    ),
+    over_text(
+        FERRIES,
+        "Which ferry was built first, that to Hov or that to Moss? Only the name.",
+        "Hov",
+        ("a ferry", "Ferries", "the year of the ferry to Hov, and that of the ferry to Moss"),
+        ["When was the ferry to Hov built?", "When was the ferry to Moss built?"],
+        ("1976", "1978"),
+        ("The first one has the earlier year.", chosen("min", "years", Hov=1976, Moss=1978)),
+    ),
+    over_rows(
+        PUMPS,
+        "How many pumps stand still in Aldo?",
+        "2",
+        ("a number of pumps", "Pumps", "the pumps in Aldo that stand"),
+        ("place is Aldo, state is stands", 'each["place"] == "Aldo" and each["state"] == "stands"', "bar", "pump"),
+        "The count is 2.",
+    ),
+    over_text(
+        YACHTS,
+        "Tell me how long the Skua is.",
+        "12",
+        ("a length", "Lengths", "the length of the Skua"),
+        [],
+        ("12",),
+    ),
+)
