@@ -29,7 +29,8 @@ reflection model. `trajectories, nearest` shows as many demos as `trajectories`:
 that the same runs gave, so its compile costs nothing more. At most 4 turns and 16 sub-calls a run, greedy
 decoding, one thread on a core of its own, with other processes on the other. Rows of a few questions say little:
 mind the intervals (Wilson). A compile that was begun again counts what its last start took. `shipped-1` and so on
-are earlier policies; `shipped, before rows` is the shipped one with the code that read no rows of tables.
+are earlier policies. `shipped-5` has the runs of `shipped` but those over texts of rows, and code that read fewer
+forms of tables; `shipped, before rows` is `shipped-5` with code that read none.
 """
 Answers = list[dict[str, Any]]
 
