@@ -58,7 +58,7 @@ def _rlm_found(text, words, count, chars, written):
             break
         if all(last <= start or end <= first for start, end in chosen + headers):
             unit = _rlm_best_unit(text, places, units, first, last, chars)
-            begin, stop = unit or _rlm_sentences(text, first, last, chars)
+            begin, stop = unit or _rlm_without_rows(text, last, _rlm_sentences(text, first, last, chars), chars)
             if all(stop <= start or end <= begin for start, end in chosen + headers):
                 if not _rlm_is_header(text, begin, chars):
                     chosen.append((begin, stop))
@@ -240,6 +240,16 @@ def _rlm_sentences(text, first, last, chars):
     while len(before) > 1 and after[0] - before[-2] <= chars:
         before.pop()
     return before[-1], after[0]
+
+
+def _rlm_without_rows(text, last, passage, chars):
+    """Return the range of a passage, whose last word ends at `last`, without the rows of a table below that."""
+    begin, end = passage
+    line = _rlm_line(text, max(begin, end - 2), chars)
+    while line is not None and line[0] >= last and _rlm_unit(text, line, chars) is not None:
+        end = line[0]
+        line = _rlm_line(text, max(begin, end - 1), chars)
+    return begin, end
 
 
 def _rlm_whole_words(text, start, chars):

@@ -151,8 +151,7 @@ def _rlm_cells(lines, mark):
     if 2 * sum(map(bool, map(mark.search, lines))) < len(lines):
         return []
     if mark.pattern not in _RLM_CSV:
-        rows = (_RLM_BESIDE_CELLS.sub("", line) for line in lines)
-        return [[cell.strip() for cell in mark.split(row)] for row in rows]
+        return [_rlm_cells_of(mark, line) for line in lines]
     try:
         rows = (line + "\n" for line in lines)
         read = _rlm_csv.reader(rows, delimiter=_RLM_CSV[mark.pattern], skipinitialspace=True)

@@ -20,7 +20,18 @@ _RLM_DRAWN = _rlm_re.compile(r"[^\w\n]*|\s*\\\w+\s*")
 _RLM_BETWEEN_CELLS = tuple(
     map(
         _rlm_re.compile,
-        (r"(?<!\|)\|(?!\|)", r"\|\||!!", r"\t", ";", r",(?! )", ", ?", "&", r"(?<=\S) {2,}(?=\S)", r"</t[hd]>"),
+        (
+            r"(?<!\|)\|(?!\|)",
+            r"\|\||!!",
+            r"\t",
+            ";",
+            r",(?! )",
+            ", ?",
+            "&",
+            r"(?<=\S) {2,}(?=\S)",
+            r"</t[hd]>",
+            r" (?:[-/\u2013\u2014]|->) ",
+        ),
     )
 )
 """What stands between the cells of a row, one for each kind of table."""
@@ -169,20 +180,34 @@ def _rlm_header(text, start, chars, most=None):
     line = _rlm_line(text, start, chars)
     row = "" if line is None else text[slice(*line)]
     mark = _rlm_mark(row)
-    cells, first, drawn, ruled = mark.split(row), line, False, False
+    cells, first, drawn, ruled = _rlm_cells_of(mark, row), line, False, False
     if len(cells) == 1:
         return ""
+    second = first
     for above in _rlm_islice(_rlm_beside(text, line, -1, chars), most):
         if _rlm_is_drawn(text, above):
             drawn = True
-        elif len(mark.split(text[slice(*above)])) == len(cells):
-            first, drawn, ruled = above, False, drawn
+        elif len(_rlm_cells_of(mark, text[slice(*above)])) == len(cells):
+            first, second, drawn, ruled = above, first, False, drawn
         else:
             break
-    names = mark.split(text[slice(*first)])
-    numbers = (_RLM_DIGIT.search(cell) and not _RLM_DIGIT.search(name) for name, cell in zip(names, cells))
-    is_header = first != line and (ruled or any(numbers))
+    names, below = (_rlm_cells_of(mark, text[slice(*each)]) for each in (first, second))
+    is_header = first != line and (ruled or _rlm_are_names(names, cells, below))
     return text[slice(*first)] + "\n" if is_header and max(map(len, names)) <= _RLM_NAME_CHARS else ""
+
+
+def _rlm_cells_of(mark, row):
+    """Return the cells of a row, which `mark` parts."""
+    return [cell.strip() for cell in mark.split(_RLM_BESIDE_CELLS.sub("", row))]
+
+
+def _rlm_are_names(names, *rows):
+    """Return whether the first row of a table names the columns: unlike the first of `rows` it has no numbers.
+
+    And none of its cells stands below it.
+    """
+    numbers = any(map(_RLM_DIGIT.search, rows[0])) and not any(map(_RLM_DIGIT.search, names))
+    return numbers and not any(name == cell != "" for row in rows for name, cell in zip(names, row))
 
 
 def _rlm_is_header(text, start, chars):
@@ -193,10 +218,31 @@ def _rlm_is_header(text, start, chars):
     return row is not None and _rlm_header(text, row[0], chars, 4) == text[slice(*line)] + "\n"
 
 
+def _rlm_caption(text, start, chars):
+    """Return the lines above a table without names of columns of which a row begins here; nothing for others.
+
+    They may say what the columns are. The cells of the row must have no names themselves.
+    """
+    row = _rlm_line(text, start, chars)
+    line = "" if row is None else text[slice(*row)]
+    if not _rlm_mark(line).search(line) or _RLM_KEY.match(line) or _rlm_unit(text, row, chars) != row:
+        return ""
+    end = row[0]
+    for above in _rlm_beside(text, row, -1, chars):
+        is_row = _rlm_are_alike(line, text[slice(*above)]) or _rlm_is_drawn(text, above)
+        if not is_row and _rlm_unit(text, above, chars) is None:
+            break
+        end = above[0]
+    lines = text[max(0, end - chars) : end].rstrip().rpartition("\n\n")[2].lstrip("\n").split("\n")
+    return "\n".join(lines[end - chars > 0 and len(lines) > 1 :] + [""]) if lines[0] else ""
+
+
 def _rlm_with_header(text, start, end, chars):
-    """Return a passage; that of a row with the names of the columns above it."""
+    """Return a passage; that of a row with the names of its columns, or else the lines above the table."""
     passage = text[start:end].strip()
-    return passage if "\n" in passage else _rlm_header(text, start, chars) + passage
+    if "\n" in passage:
+        return passage
+    return (_rlm_header(text, start, chars) or _rlm_caption(text, start, chars)) + passage
 
 
 def _rlm_with_names(text, start, end, chars):
@@ -204,8 +250,7 @@ def _rlm_with_names(text, start, end, chars):
     passage = _rlm_with_header(text, start, end, chars)
     header, _, row = passage.partition("\n")
     mark = _rlm_mark(row)
-    names, cells = (mark.split(_RLM_BESIDE_CELLS.sub("", line)) for line in (header, row))
+    names, cells = (_rlm_cells_of(mark, line) for line in (header, row))
     if len(names) != len(cells) or len(names) == 1 or "\n" in text[start:end].strip():
         return passage
-    pairs = ((name.strip(), cell.strip()) for name, cell in zip(names, cells))
-    return "\n".join(": ".join(filter(None, pair)) for pair in pairs)
+    return "\n".join(": ".join(filter(None, pair)) for pair in zip(names, cells))
