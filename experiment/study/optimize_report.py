@@ -30,7 +30,8 @@ that the same runs gave, so its compile costs nothing more. At most 4 turns and 
 decoding, one thread on a core of its own, with other processes on the other. Rows of a few questions say little:
 mind the intervals (Wilson). A compile that was begun again counts what its last start took. `shipped-1` and so on
 are earlier policies. `shipped-5` has the runs of `shipped` but those over texts of rows, and code that read fewer
-forms of tables; `shipped, before rows` is `shipped-5` with code that read none.
+forms of tables; `shipped, before rows` is `shipped-5` with code that read none. `shipped, before captions` did not
+show what stands above a table to the model that reads a row; asking was broken off to change that.
 """
 Answers = list[dict[str, Any]]
 

@@ -82,6 +82,24 @@ def test_the_passage_of_records_is_one_record(form: str) -> None:
     assert best.rstrip("},\n ") == write(KERTA).strip("} \n")
 
 
+@pytest.mark.parametrize("between", ["\n\n", "\n"])
+@pytest.mark.parametrize("mark", [";", " | ", " / ", "   "])
+def test_a_row_without_names_of_columns_comes_with_the_lines_above_its_table(mark: str, between: str) -> None:
+    """They may say what the columns are, and are no passage of the rows below them."""
+    legend = "Each line gives the well, its village, its depth in metres and the year in which it was dug."
+    text = f"It rained.\n\n{legend}{between}" + "\n".join(mark.join(row) for row in WELLS)
+    row = f"{legend}\n{mark.join(KERTA)}"
+    assert find_passages(text, "What of Kera?") == [row]
+    assert sorted(find_passages(text, "How deep is the well Kera?")) == sorted([row, f"It rained.\n\n{legend}"])
+
+
+def test_the_first_row_of_a_table_without_names_is_no_header() -> None:
+    """It may be the one row without a number: what it holds stands in other rows too."""
+    rows_of = [("owner", "Ada Berg"), ("depth", "34"), ("dug", "1782")]
+    text = "\n".join(f"({name}; {field}; {value})" for name, *_ in WELLS for field, value in rows_of)
+    assert find_passages(text, "dug Kera")[0] == "(Kera; dug; 1782)"
+
+
 def test_a_row_with_more_of_the_words_comes_before_the_first_one_with_the_name() -> None:
     lines = [f"{school},{year},{year % 90}" for school in ("Hov", "Kerta", "Sund") for year in range(1900, 1950)]
     text = "\n".join(["school,year,pupils", *lines])
