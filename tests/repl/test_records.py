@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,3 +266,91 @@ def test_paragraphs_are_no_records() -> None:
 def test_any_text_has_records_lines_or_says_that_it_has_none(text: str) -> None:
     for each in find_records(text):
         assert each
+
+
+def test_a_field_called_title_or_text_keeps_its_value() -> None:
+    text = "id: 1\ntext: hello\n\nid: 2\ntext: bye\nTo all.\n"
+    assert [each["text"] for each in find_records(text)] == ["hello", "bye\nTo all."]
+    text = "Title: One\nText: a\n\nTitle: Two\nText: b\n"
+    assert [(each["title"], each["text"]) for each in find_records(text)] == [("One", "a"), ("Two", "b")]
+
+
+def test_a_name_that_a_record_has_twice_keeps_all_values() -> None:
+    letter = "From: Ada\nReceived: by a\nReceived: by b\nSubject: rain\n\nIt rains.\n\n"
+    first, second = find_records(letter + letter)
+    assert first == second
+    assert (first["From"], first["Received"], first["text"]) == ("Ada", "by a\nby b", "It rains.")
+
+
+def test_the_lines_of_a_dialogue_are_its_records() -> None:
+    """Nothing that a speaker says is lost."""
+    text = "Ada: Hello.\nJon: Yes?\nJon: Well?\nAda: It rains.\nAda: Again.\nJon: So it does."
+    assert find_records(text) == [{"text": line} for line in text.splitlines()]
+
+
+def test_the_name_of_an_object_of_yaml_is_the_title_of_its_own_record() -> None:
+    text = "Auk:\n  seats: 12\n  year: 1900\nTern:\n  seats: 4\n  year: 1931\n"
+    assert [(each["title"], each["seats"], len(each)) for each in find_records(text)] == [
+        ("Auk", "12", 4),
+        ("Tern", "4", 4),
+    ]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x1c"])
+def test_only_the_ends_of_lines_part_records(mark: str) -> None:
+    lines = [
+        {"boat": f"Auk{mark}old", "seats": "12"},
+        {"boat": "Tern", "seats": "4"},
+        {"boat": "Gull", "seats": "3"},
+    ]
+    text = "\r\n".join(json.dumps(each, ensure_ascii=False).replace(r"\u001c", "-") for each in lines)
+    assert len(find_records(text)) == 3
+    rows = "\r\n".join(["boat,seats", *(f"{each['boat']},{each['seats']}" for each in lines)])
+    assert find_records(rows) == lines
+
+
+@pytest.mark.parametrize(
+    "text", ["boat,seats\nAuk,12\nTern,4", '[{"boat": "Auk", "seats": 12}, {"boat": "Tern", "seats": 4}]']
+)
+def test_a_mark_of_the_byte_order_is_no_part_of_a_text(text: str) -> None:
+    assert find_records("\ufeff" + text) == [{"boat": "Auk", "seats": "12"}, {"boat": "Tern", "seats": "4"}]
+
+
+def test_the_rows_after_a_note_or_below_another_header_are_records_too() -> None:
+    boats = "boat,seats\nAuk,12\nTern,4\nGull,3\n"
+    note = "Counted by the harbour:\n"
+    last = {"boat": "Gull", "seats": "3"}
+    for text in (boats + note + "Ruff,7\n", boats + "Odd,2,sunk\nRuff,7\n", boats + note + "boat,seats\nRuff,7\n"):
+        assert find_records(text)[2:] == [last, {"boat": "Ruff", "seats": "7"}]
+    houses = "house,rooms\nRed,3\nBlue,4\n"
+    assert find_records(f"Boats\n\n{boats}\nHouses\n\n{houses}")[2:] == [
+        last,
+        {"house": "Red", "rooms": "3"},
+        {"house": "Blue", "rooms": "4"},
+    ]
+
+
+def test_empty_cells_do_not_tell_whether_a_column_is_one_of_numbers() -> None:
+    assert find_records("a,b\nAda,\nKerta,7\n,\nMond,\n")[1] == {"a": "Kerta", "b": "7"}
+
+
+def test_the_title_is_the_heading_above_and_no_line_of_the_record_before() -> None:
+    markdown = "## Ada\n\n- Age: 3\n- Town: Hov\n\nAda likes rain.\n\n## Jon\n\n- Age: 4\n- Town: Lund\n"
+    first, second = find_records(markdown)
+    assert (first["title"], first["text"], second["title"]) == ("Ada", "Ada likes rain.", "Jon")
+    yaml = "- name: Ada\n  tags:\n    - x\n    - y\n- name: Jon\n  tags:\n    - z\n"
+    assert [(each["title"], each["text"]) for each in find_records(yaml)] == [("", "- x\n    - y"), ("", "- z")]
+
+
+def test_cells_between_tabs_may_be_quoted_or_begin_with_a_quote() -> None:
+    rows = 'boat\tnote\tseats\nAuk\t"old\nand ""dry"""\t12\nTern\t\t4\n'
+    assert find_records(rows)[0] == {"boat": "Auk", "note": 'old\nand "dry"', "seats": "12"}
+    rows = 'boat\tnote\tseats\nAuk\t"old" one\t12\nTern\t"dry\t4\n'
+    assert [each["note"] for each in find_records(rows)] == ['"old" one', '"dry']
+
+
+def test_a_long_line_of_spaces_is_read_at_once() -> None:
+    text = f"a{' ' * 10_000_000}b: 3\n"
+    started = time.process_time()
+    assert find_records(text) == [{"text": text.strip("\n")}]
+    assert time.process_time() - started < 4, "it took 8 seconds"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,3 +143,66 @@ def test_a_passage_of_any_lines_ends_with_a_part_of_the_text(lines: list[str], w
     for passage in find_passages(text, words, chars=20):
         assert passage in text or passage.partition("\n")[2] in text
         assert all(line.strip() in text for line in passage.split("\n"))
+
+
+HARD_ROWS = {
+    "quoted commas": 'well,depth,note\nAda,"1,200",dry\nKerta,"2,400","wet, old"\nLund,"3,100",dry\n',
+    "commas in Markdown": "| well | depth |\n|---|---|\n| Ada | 1 |\n| Kerta | 2 m, rock, sand, clay, rock |\n",
+    "commas between bare bars": "well | depth\n--- | ---\nAda | 1\nKerta | 2 m, rock, sand, clay, rock\n",
+    "commas between tabs": "well\tdepth\nAda\t1\nLund\t4\nKerta\t2 m, rock, sand, clay, rock\n",
+    "returns": "| well | depth |\r\n|---|---|\r\n| Ada | 1 |\r\n| Kerta | 2 |\r\n| Lund | 4 |\r\n",
+    "drawn boxes": "┌───────┬───────┐\n│ well  │ depth │\n├─────┼─────┤\n│ Ada   │ 1     │\n│ Kerta │ 2     │\n",
+}
+
+
+@pytest.mark.parametrize("form", HARD_ROWS)
+def test_marks_within_cells_do_not_hide_the_names_of_the_columns(form: str) -> None:
+    """Neither from a passage nor from what a model reads."""
+    read: list[str] = []
+    SHARED["llm_query"] = lambda prompt: read.insert(0, prompt) or "2"  # type: ignore[func-returns-value]
+    (passage,) = find_passages(HARD_ROWS[form], "How deep is the well Kerta?", count=1)
+    header, row = passage.split("\n")
+    assert "well" in header
+    assert "Kerta" in row
+    SHARED["query_passages"](HARD_ROWS[form], "How deep is the well Kerta?")
+    assert re.match(r"well: Kerta\ndepth: \"?2", read[0])
+
+
+def test_a_bracket_of_code_is_no_line_under_the_names_of_columns() -> None:
+    code = "let b = 2;\nfunction f(x) {\n  return x + 1;\n}\nconst kerta = f(a);\nlet c = 3;\n"
+    assert find_passages(code, "kerta", count=1) == [code.strip()]
+
+
+@pytest.mark.parametrize("between", ["", ",,\n" * 100_000])
+def test_a_long_table_is_walked_up_once_for_all_its_rows(between: str) -> None:
+    lines = "\n".join(
+        f"{at},{name}a,{name} old" if at % 3 else f"{at},{name}a,dry" for at, name in enumerate(NAMES * 300)
+    )
+    started = time.process_time()
+    found = find_passages(f"number,well,note\n{between}{lines}", "Bala Dela Gala Kela", count=100)
+    assert len(found) == 100
+    assert all(each.startswith("number,well,note\n") for each in found)
+    assert time.process_time() - started < 5, "it took some 0.1 seconds for each row"
+
+
+def test_a_row_finds_the_names_of_its_own_columns_among_tables_one_below_the_other() -> None:
+    """Also where other rows of its table were walked up before."""
+    columns = "abcdefgh"
+    tables = [
+        [f"Table\nname,{at}", *(f"{name}{at},{row}" for row, name in enumerate(NAMES[:99]))] for at in columns
+    ]
+    text = "\n".join(map("\n".join, tables))
+    found = find_passages(text, " ".join(f"{name}{at}" for at in columns for name in NAMES[9:99:9]), 80)
+    assert len(found) > 50
+    for passage in found:
+        header, row = passage.split("\n")
+        assert header == f"name,{row.split(',')[0][-1]}"
+
+
+def test_the_passage_of_a_record_below_a_heading_begins_with_the_heading() -> None:
+    parts = [f"## {row[0]}\n\n{fields(('-', *row[1:]), '- {}: {}')}" for row in WELLS]
+    text = "# Water, listed\n\n" + "\n\n".join(parts)
+    (part,) = (part for part in parts if part.startswith("## Kera"))
+    for question in ("How deep is Kera?", f"{KERTA[3]} {KERTA[2]}"):
+        assert find_passages(text, question, count=1) == [part]
+    assert rows.consists_of_rows(text)  # type: ignore[no-untyped-call]

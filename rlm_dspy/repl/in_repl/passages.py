@@ -51,14 +51,16 @@ def _rlm_found(text, words, count, chars, written):
     text, begins, names = _rlm_one_text(text, 2 * chars)
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places, found = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
-    chosen, headers, units = [], [], {}
+    chosen, headers, known = [], [], {}
     for _, length, first in _rlm_windows(text, places, chars):
         last = first + length
         if len(chosen) == count:
             break
         if all(last <= start or end <= first for start, end in chosen + headers):
-            unit = _rlm_best_unit(text, places, units, first, last, chars)
-            begin, stop = unit or _rlm_without_rows(text, last, _rlm_sentences(text, first, last, chars), chars)
+            unit = _rlm_best_unit(text, places, known, first, last, chars)
+            begin, stop = unit or _rlm_without_rows(
+                text, last, _rlm_sentences(text, first, last, chars), chars, known
+            )
             if all(stop <= start or end <= begin for start, end in chosen + headers):
                 if not _rlm_is_header(text, begin, chars):
                     chosen.append((begin, stop))
@@ -66,7 +68,8 @@ def _rlm_found(text, words, count, chars, written):
                     headers.append((begin, stop))
     chosen = (chosen + headers)[:count]  # each row comes with its header
     passages = [
-        names[_rlm_bisect.bisect(begins, end - 1)] + written(text, start, end, chars) for start, end in chosen
+        names[_rlm_bisect.bisect(begins, end - 1)] + written(text, start, end, chars, known)
+        for start, end in chosen
     ]
     return passages, found
 
@@ -187,18 +190,18 @@ def _rlm_windows(text, places, chars):
     return sorted(found)
 
 
-def _rlm_best_unit(text, places, units, first, last, chars):
+def _rlm_best_unit(text, places, known, first, last, chars):
     """Return the range of the row or record that has the most of the words from `first` to `last`; None if none.
 
-    `units` keeps what was found for each line.
+    `known` keeps what was found for each line, and where tables begin.
     """
     weights = {}
     begin, end = (_rlm_bisect.bisect_left(places, (place,)) for place in (first, last))
     for start, _, word, weight in places[begin:end]:
         line = _rlm_line(text, start, chars)
-        if line not in units:
-            units[line] = _rlm_unit(text, line, chars)
-        words = weights.setdefault(units[line], {})
+        if line not in known:
+            known[line] = _rlm_unit(text, line, chars, known)
+        words = weights.setdefault(known[line], {})
         words[word] = max(weight, words.get(word, 0))
     return max(weights, key=lambda unit: (sum(weights[unit].values()), unit is not None), default=None)
 
@@ -242,11 +245,11 @@ def _rlm_sentences(text, first, last, chars):
     return before[-1], after[0]
 
 
-def _rlm_without_rows(text, last, passage, chars):
+def _rlm_without_rows(text, last, passage, chars, known):
     """Return the range of a passage, whose last word ends at `last`, without the rows of a table below that."""
     begin, end = passage
     line = _rlm_line(text, max(begin, end - 2), chars)
-    while line is not None and line[0] >= last and _rlm_unit(text, line, chars) is not None:
+    while line is not None and line[0] >= last and _rlm_unit(text, line, chars, known) is not None:
         end = line[0]
         line = _rlm_line(text, max(begin, end - 1), chars)
     return begin, end

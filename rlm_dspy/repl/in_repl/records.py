@@ -10,18 +10,20 @@ from collections import Counter as _RlmCounter
 from itertools import groupby as _rlm_groupby
 
 _RLM_FIELD = _rlm_re.compile(
-    r"[ \t]*(?:[-*+][ \t]+)?[*_]{0,2}([^\W\d_][\w ./()%#-]{0,39}?)[*_]{0,2}[ \t]*"
+    r"[ \t]*(?:[-*+][ \t]+)?[*_]{0,2}([^\W\d_][\w ./()%#-]{0,39}?)[*_]{0,2}[ \t]{0,40}"
     r"(?::[*_]{0,2}(?:[ \t]+|$)|=(?!=)[ \t]*)(.*)"
 )
 
 _RLM_COLUMN = _rlm_re.compile(r"[^\W\d_][\w ./()%#-]{0,39}")
-_RLM_PAIR = _rlm_re.compile(r"([^\W\d_][\w ./()%#-]{0,39}?)[ \t]*(?:=|:[ \t])[ \t]*(.*)")
+_RLM_PAIR = _rlm_re.compile(r"([^\W\d_][\w ./()%#-]{0,39}?)[ \t]{0,40}(?:=|:[ \t])[ \t]*(.*)")
 _RLM_WORDS = _rlm_re.compile(r'(?:"[^"]*"|\S)+')
 """Words, each with what is quoted in it."""
 _RLM_LEAST_ROWS = 3
 """The least number of lines of a table, with its columns' names."""
-_RLM_CSV = {";": ";", r",(?! )": ",", ", ?": ","}
+_RLM_CSV = {r"\t": "\t", ";": ";", r",(?! )": ",", ", ?": ","}
 """The delimiters of CSV, by their patterns in `_RLM_BETWEEN_CELLS`."""
+_RLM_LINE_END = _rlm_re.compile(r"\r\n?|[\n\v\f]")
+"""Not those of `str.splitlines`, which may stand within a string of JSON."""
 _RLM_RULE = _rlm_re.compile(r"\A-{3,}[ \t]*\n")
 """Ends the fields at the beginning of a Markdown file."""
 
@@ -49,7 +51,8 @@ def find_records(text):
     """Return the records of a text, each as a dict of its fields.
 
     A record begins with two or more lines `name: value`; records share at least half of their names. Its dict has
-    `title` too, the line above these, and `text`, the lines below them up to the next record. In a text without
+    `title` too, the line above these, and `text`, the lines below them up to the next record, unless it has fields
+    called so. A name that comes twice in a row has a value of several lines. In a text without
     such blocks, half of whose lines are a table (its first row names the columns) or have pairs `name=value`, each
     row is a record; so is each object of JSON and of JSON Lines. Else each line is one, and has only `text`.
 
@@ -60,7 +63,8 @@ def find_records(text):
         ValueError: If there are no records but the lines, and these are paragraphs.
     """
     _rlm_refuse_name(text, "find_records")
-    texts = {None: text} if isinstance(text, str) else dict(_rlm_texts(text, "find_records"))
+    given = {None: text} if isinstance(text, str) else dict(_rlm_texts(text, "find_records"))
+    texts = {name: each.removeprefix("\ufeff") for name, each in given.items()}
     for read in _rlm_objects, _rlm_blocks, _rlm_rows, _rlm_pairs, _rlm_lines:
         records = [(name, each) for name in texts for each in read(texts[name])]
         if len(records) > (isinstance(text, str) and read is _rlm_blocks):
@@ -75,27 +79,32 @@ def find_records(text):
 
 def _rlm_lines(text):
     """Return the lines that are not empty as records; none if they are paragraphs."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in _RLM_LINE_END.split(text) if line.strip()]
     prose = (line[0] not in "{[<" and _RLM_PARAGRAPH.match(line) for line in lines)
     return [] if 2 * sum(map(bool, prose)) > len(lines) else [_RlmFields(text=line) for line in lines]
 
 
 def _rlm_rows(text):
-    """Return the rows of the table that fills the text, each as a dict by the names of its columns."""
+    """Return the rows of the tables that fill the text, each as a dict by the names of its columns."""
     lines, ruled = [], set()  # the lines with words, and which of them have a line drawn under them
-    for line in text.splitlines():
+    for line in _RLM_LINE_END.split(text):
         if not _RLM_DRAWN.fullmatch(line):
             lines.append(line)
-        elif lines and line:
+        elif lines and _RLM_RULED.search(line):
             ruled.add(len(lines) - 1)
     for mark in _RLM_BETWEEN_CELLS:
-        first = 0
-        for _, table in _rlm_groupby(_rlm_cells(lines, mark), key=len):
-            header, *rows = table
-            is_table = len(rows) + 1 >= max(_RLM_LEAST_ROWS, len(lines) / 2) and _rlm_are_columns(header)
-            if is_table and (first in ruled or any(map(_rlm_numbers_below, header, zip(*rows)))):
-                return [_RlmFields(zip(header, cells)) for cells in rows]
-            first += len(rows) + 1
+        records, used, first, header = [], 0, 0, ()
+        for size, table in _rlm_groupby(_rlm_cells(lines, mark), key=len):
+            names, *cells = rows = list(table)
+            numbers = map(_rlm_numbers_below, names, zip(*cells))
+            if len(rows) >= _RLM_LEAST_ROWS and _rlm_are_columns(names) and (first in ruled or any(numbers)):
+                header = names
+            if size == len(header):  # others are notes, or rows that are not whole
+                records += [_RlmFields(zip(header, row)) for row in rows if row != header]
+                used += len(rows)
+            first += len(rows)
+        if used >= max(_RLM_LEAST_ROWS, len(lines) / 2):
+            return records
     return []
 
 
@@ -105,7 +114,7 @@ def _rlm_objects(text):
         return []
     found = _rlm_parsed(text)
     if found is None:
-        found = [_rlm_parsed(line) for line in text.splitlines() if line.strip()]
+        found = [_rlm_parsed(line) for line in _RLM_LINE_END.split(text) if line.strip()]
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
         if len(lists) == 1:  # {"wells": [{...}, ...]}
@@ -131,12 +140,14 @@ def _rlm_as_text(value):
 
 def _rlm_pairs(text):
     """Return the lines that consist of two or more `name=value` or `name: value`, if most lines do."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in _RLM_LINE_END.split(text) if line.strip()]
     records = [_RlmFields(pairs) for pairs in map(_rlm_pairs_of, lines) if len(pairs) > 1]
     return records if 2 * len(records) > len(lines) else []
 
 
 def _rlm_pairs_of(line):
+    if "=" not in line and ":" not in line:  # most lines of most texts
+        return {}
     for mark in ";,|":
         found = [_RLM_PAIR.fullmatch(part.strip()) for part in line.strip().strip(mark).split(mark)]
         if len(found) > 1 and all(found):
@@ -150,14 +161,21 @@ def _rlm_cells(lines, mark):
     """Return the cells of each line, which `mark` parts; nothing if that is no mark of these lines."""
     if 2 * sum(map(bool, map(mark.search, lines))) < len(lines):
         return []
-    if mark.pattern not in _RLM_CSV:
-        return [_rlm_cells_of(mark, line) for line in lines]
+    mark_of_csv = _RLM_CSV.get(mark.pattern)
     try:
-        rows = (line + "\n" for line in lines)
-        read = _rlm_csv.reader(rows, delimiter=_RLM_CSV[mark.pattern], skipinitialspace=True)
-        return [[cell.strip() for cell in row] for row in read]
+        if mark_of_csv is not None:  # a cell between tabs may begin with a quote that is none
+            read = _rlm_csv.reader(
+                (line + "\n" for line in lines),
+                delimiter=mark_of_csv,
+                skipinitialspace=mark_of_csv != "\t",
+                strict=mark_of_csv == "\t",
+            )
+            return [[cell.strip() for cell in row] for row in read]
     except _rlm_csv.Error:
-        return []
+        if mark_of_csv != "\t":
+            return []
+    rows = (_RLM_BESIDE_CELLS.sub("", line) for line in lines)
+    return [[cell.strip() for cell in mark.split(row)] for row in rows]
 
 
 def _rlm_are_columns(names):
@@ -165,35 +183,75 @@ def _rlm_are_columns(names):
 
 
 def _rlm_numbers_below(name, cells):
-    """Return whether more than half of the cells have a digit, as the column's name does not."""
+    """Return whether more than half of the filled cells have a digit, as the column's name does not."""
+    cells = [cell for cell in cells if cell]
     return not _RLM_DIGIT.search(name) and 2 * sum(map(bool, map(_RLM_DIGIT.search, cells))) > len(cells)
 
 
 def _rlm_blocks(text):
     """Return the records that begin with lines `name: value`."""
-    lines = text.splitlines()
-    fields = [_RLM_FIELD.fullmatch(line) for line in lines]
+    lines = _RLM_LINE_END.split(text)
+    fields = [_RLM_FIELD.fullmatch(line) if ":" in line or "=" in line else None for line in lines]
     blocks = []  # of each: where it begins and ends, and its names
     for is_field, numbers in _rlm_groupby(range(len(lines)), key=lambda number: fields[number] is not None):
         numbers = list(numbers)
         names = [fields[number][1] for number in numbers] if is_field else []
-        counts = _RlmCounter(names)
-        first = next((name for name in names if counts[name] > 1), None)  # YAML has no empty lines between
-        starts = [at for at, name in enumerate(names) if name == first] or [0]
-        for start, end in zip(starts, [*starts[1:], len(names)]):
-            if end - start > 1:
-                blocks.append((numbers[start], numbers[start] + end - start, tuple(names[start:end])))
+        for start, end in _rlm_bounds(names):
+            at, last = numbers[start], lines[numbers[end - 1]]
+            if not fields[numbers[end - 1]][2] and _rlm_depth(last) < _rlm_depth(lines[at]):
+                end -= 1  # names the next record of YAML
+            if len(set(names[start:end])) > 1:
+                blocks.append((at, at + end - start, tuple(names[start:end])))
     counted = _RlmCounter(names for *_, names in blocks)
     if not counted:
         return []
     usual = set(max(counted, key=lambda names: counted[names] * len(names)))
     blocks = [block for block in blocks if 2 * len(usual & set(block[2])) >= max(len(usual), len(set(block[2])))]
     ends = {end for _, end, _ in blocks}
-    titles = [begin - bool(begin and begin not in ends and lines[begin - 1].strip()) for begin, *_ in blocks]
+    titles = [begin if begin in ends else _rlm_title_at(lines, begin) for begin, *_ in blocks]
     records = []
     for (begin, end, names), title, after in zip(blocks, titles, [*titles[1:], len(lines)]):
         values = ((fields[number][2] or "").strip() for number in range(begin, end))
-        record = {"title": "".join(lines[title:begin]).strip("#=*-[]: "), **dict(zip(names, values))}
-        record["text"] = _RLM_RULE.sub("", "\n".join(lines[end:after])).strip()
-        records.append(_RlmFields(record))
+        heading = "".join(lines[title:begin]).strip("#=*-[]: ")
+        below = _RLM_RULE.sub("", "\n".join(lines[end:after])).strip()
+        records.append(_rlm_record_of(heading, zip(names, values), below))
     return records
+
+
+def _rlm_title_at(lines, begin):
+    """Return where the title of a record is, which is above it; where the record begins if it has none.
+
+    An empty line may stand below a heading of Markdown. A line that is indented more is of the record before.
+    """
+    above = lines[max(0, begin - 2) : begin]
+    if above and above[-1].strip():
+        return begin - (_rlm_depth(above[-1]) <= _rlm_depth(lines[begin]))
+    return begin - 2 if above and above[0].startswith("#") else begin
+
+
+def _rlm_bounds(names):
+    """Return where the records in a run of lines begin and end, by the names of these lines.
+
+    A name that comes again begins a record, as YAML has no empty lines between; one that comes twice in a row is a
+    field of several values.
+    """
+    counts, several = _RlmCounter(names), {name for name, after in zip(names, names[1:]) if name == after}
+    first = next((name for name in names if counts[name] > 1 and name not in several), None)
+    starts = [at for at, name in enumerate(names) if name == first] or [0]
+    return zip(starts, [*starts[1:], len(names)]) if names else ()
+
+
+def _rlm_depth(line):
+    return len(line) - len(line.lstrip())
+
+
+def _rlm_record_of(heading, pairs, below):
+    """Return a record of its fields, the line above and the lines below; empty ones hide no field."""
+    fields = {}
+    for name, value in pairs:
+        fields[name] = fields[name] + "\n" + value if name in fields else value
+    names = {name.lower() for name in fields}
+    record = {"title": heading, **fields} if heading or "title" not in names else fields
+    if below or "text" not in names:
+        record["text"] = "\n".join(filter(None, (fields.get("text"), below)))
+    return _RlmFields(record)

@@ -13,32 +13,29 @@ _RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_TOKEN = _rlm_re.compile(r"\d+|[^\W\d_]+|\t| {2,}|[^\w ]")
 _RLM_ALIKE = 0.5
 """The share of tokens that the rows of one table have in common with the row beside."""
+_RLM_KEPT = 64
+"""One of so many rows is kept for the rows below, by where it begins."""
+_RLM_NEAR = 8
+"""How many lines are looked at for two rows beside a row."""
 _RLM_PARAGRAPH = _rlm_re.compile(r"(?:[^.!?]*[.!?]+\s+(?=\w)){3}")
 """Begins a line of four sentences or more."""
 _RLM_DRAWN = _rlm_re.compile(r"[^\w\n]*|\s*\\\w+\s*")
 """A line without words, such as the one under the names of columns; of LaTeX, a command."""
-_RLM_BETWEEN_CELLS = tuple(
-    map(
-        _rlm_re.compile,
-        (
-            r"(?<!\|)\|(?!\|)",
-            r"\|\||!!",
-            r"\t",
-            ";",
-            r",(?! )",
-            ", ?",
-            "&",
-            r"(?<=\S) {2,}(?=\S)",
-            r"</t[hd]>",
-            r" (?:[-/\u2013\u2014]|->) ",
-        ),
-    )
+_RLM_RULED = _rlm_re.compile(r"[-=\\─━═]")
+"""What a line without words has that is drawn under the names of columns; a bracket of code is none."""
+_RLM_SURE_MARKS = tuple(map(_rlm_re.compile, (r"(?<!\|)[|│](?!\|)", r"\|\||!!", r"\t", r"(?<!\\)&", r"</t[hd]>")))
+_RLM_BETWEEN_CELLS = (
+    *_RLM_SURE_MARKS,
+    *map(_rlm_re.compile, (";", r",(?! )", ", ?", r"(?<=\S) {2,}(?=\S)", r" (?:[-/\u2013\u2014]|->) ")),
 )
-"""What stands between the cells of a row, one for each kind of table."""
+"""What stands between the cells of a row, one for each kind of table. The sure ones seldom stand in cells."""
 _RLM_BESIDE_CELLS = _rlm_re.compile(
-    r"^ *(?:\|\|?|!)|\| *$|\\\\ *$|</?(?:table|thead|tbody|tr)[^>]*>|<t[hd][^>]*>|</t[hd]>(?=\s*(?:</tr>|$))"
+    r"^ *(?:\|\|?|!|│)|[|│]\s*$|\\\\\s*$|</?(?:table|thead|tbody|tr)[^>]*>|<t[hd][^>]*>"
+    r"|</t[hd]>(?=\s*(?:</tr>|$))"
 )
 """The marks at the ends of a row, and those of HTML before a cell."""
+_RLM_QUOTED = _rlm_re.compile(r'(?<![^,; \t])"(?:[^"]|"")*"(?=\s*(?:[,;\t]|$))')
+"""A cell in quotes, in which a delimiter is none."""
 _RLM_HEAD_CHARS = 4_000
 """What of a text is looked at to see whether it consists of rows."""
 _RLM_ROW_CHARS = 2_000
@@ -46,6 +43,9 @@ _RLM_ROW_CHARS = 2_000
 _RLM_ROWS_SHARE = 0.8
 _RLM_NAME_CHARS = 40
 """The maximum length of the name of a column."""
+_RLM_HEADING = _rlm_re.compile(r"#{1,6} [^\n]*\n[ \t\r]*\n(?=[^\n])")
+_RLM_HEADING_ABOVE = _rlm_re.compile(r"(?m)^#{1,6} [^\n]*\n[ \t\r]*\n\Z")
+"""A heading of Markdown with the empty line below it: the title of a record."""
 _RLM_INDENT = _rlm_re.compile(r"[ \t]*")
 _RLM_KEY = _rlm_re.compile(r"[\s\-*+\"'<{\[]*([^\W\d_][\w ./()%#-]{0,39}?)[\"'*_]*\s*[:=>]\s*\S")
 """How a line of a record begins: with the name of a field."""
@@ -58,34 +58,43 @@ def consists_of_rows(text):
     """
     head = text[:_RLM_HEAD_CHARS] if len(text) <= _RLM_HEAD_CHARS else text[:_RLM_HEAD_CHARS].rpartition("\n")[0]
     at = rows = others = 0
+    known = {}
     while at < len(head):
         line = _rlm_line(head, at, _RLM_ROW_CHARS // 2)
         if line is None:
             return False
-        if _rlm_unit(head, line, _RLM_ROW_CHARS // 2) is not None:
-            rows += line[1] - line[0]
-        elif not _rlm_is_drawn(head, line):
-            others += line[1] - line[0]
         at = line[1] + 1
+        if _rlm_is_drawn(head, line):
+            continue
+        if _rlm_unit(head, line, _RLM_ROW_CHARS // 2, known) is None:
+            others += line[1] - line[0]
+        else:
+            rows += line[1] - line[0]
     return rows > _RLM_ROWS_SHARE * (rows + others)
 
 
-def _rlm_unit(text, line, chars):
-    """Return the range of the record that has a line, or of the line if it is a row or names columns, or None."""
+def _rlm_unit(text, line, chars, known):
+    """Return the range of the record that has a line, or of the line if it is a row or names columns, or None.
+
+    `known` keeps where tables begin, as in `_rlm_header`.
+    """
     if line is None:
         return None
-    record = _rlm_record(text, line, chars)
+    heading = _RLM_HEADING.match(text, line[0])
+    record = _rlm_record(text, _rlm_line(text, heading.end(), chars) if heading else line, chars)
     if record is not None:
-        return record
+        above = _RLM_HEADING_ABOVE.search(text[max(0, record[0] - chars) : record[0]])
+        return record[0] - (len(above[0]) if above else 0), record[1]
     alike = sum(_rlm_alike_beside(text, line, step, chars) for step in (-1, 1)) > 1
-    if (alike or _rlm_header(text, line[0], chars)) and not _RLM_PARAGRAPH.match(text, *line):
+    if (alike or _rlm_header(text, line[0], chars, known)) and not _RLM_PARAGRAPH.match(text, *line):
         return line
     return line if _rlm_is_header(text, line[0], chars) else None
 
 
 def _rlm_alike_beside(text, line, step, chars):
     """Return how many of the two lines above, or below, are like a line; lines without words do not count."""
-    rows = (each for each in _rlm_beside(text, line, step, chars) if not _rlm_is_drawn(text, each))
+    lines = _rlm_islice(_rlm_beside(text, line, step, chars), _RLM_NEAR)
+    rows = (each for each in lines if not _rlm_is_drawn(text, each))
     near = _rlm_islice(rows, 2)
     return len(list(_rlm_takewhile(lambda row: _rlm_are_alike(text[slice(*line)], text[slice(*row)]), near)))
 
@@ -122,7 +131,7 @@ def _rlm_are_alike(line, other):
 
 def _rlm_record(text, line, chars):
     """Return the range of a record: a block of lines `name: value`, each name once, as are above or below it."""
-    block = _rlm_block(text, line, chars)
+    block = None if line is None else _rlm_block(text, line, chars)
     if block is None:
         return None
     names = _rlm_names(text[slice(*block)])
@@ -167,38 +176,61 @@ def _rlm_indent(text, line):
 
 
 def _rlm_mark(row):
-    """Return the mark between the cells of a row: that of which it has the most."""
-    return max(_RLM_BETWEEN_CELLS, key=lambda mark: len(mark.findall(row)))
+    """Return the mark between the cells of a row: a sure one, or that of which it has the most."""
+    row = _rlm_unquoted(row).strip(" ")
+    is_sure = "\t" in row.strip() or " | " in row or _RLM_BESIDE_CELLS.search(row)
+    marks = [mark for mark in _RLM_SURE_MARKS if is_sure and mark.search(row)] or _RLM_BETWEEN_CELLS
+    return max(marks, key=lambda mark: len(mark.findall(row)))
 
 
-def _rlm_header(text, start, chars, most=None):
+def _rlm_parts(mark, row):
+    """Return the cells of a row, which a mark parts outside of quotes."""
+    if '"' not in row:
+        return mark.split(row)
+    found = [each.span() for each in mark.finditer(_rlm_unquoted(row))]
+    return [row[end:begin] for (_, end), (begin, _) in zip([(0, 0), *found], [*found, (len(row), len(row))])]
+
+
+def _rlm_unquoted(row):
+    """Return a row of the same length without what stands in quotes."""
+    return _RLM_QUOTED.sub(lambda quoted: "_" * len(quoted[0]), row) if '"' in row else row
+
+
+def _rlm_header(text, start, chars, known, most=None):
     """Return the names of the columns of the table whose row begins here; nothing if there are none above it.
 
     They are the first row, if a line is drawn under it, or if the row has a number where that has none. Of the
-    lines above, the nearest `most` are looked at, or all.
+    lines above, the nearest `most` are looked at, or all. `known` keeps what stands above some rows: other rows of
+    the same table are not walked up again.
     """
     line = _rlm_line(text, start, chars)
     row = "" if line is None else text[slice(*line)]
     mark = _rlm_mark(row)
-    cells, first, drawn, ruled = _rlm_cells_of(mark, row), line, False, False
-    if len(cells) == 1:
+    count, first, second, drawn, ruled = len(_rlm_parts(mark, row)), line, line, False, False
+    passed = []
+    if count == 1:
         return ""
-    second = first
     for above in _rlm_islice(_rlm_beside(text, line, -1, chars), most):
         if _rlm_is_drawn(text, above):
-            drawn = True
-        elif len(_rlm_cells_of(mark, text[slice(*above)])) == len(cells):
+            drawn = drawn or _RLM_RULED.search(text, *above) is not None
+        elif len(_rlm_parts(mark, text[slice(*above)])) == count:
             first, second, drawn, ruled = above, first, False, drawn
+            place = mark, count, above[0]
+            if place in known:
+                first, second, ruled = known[place]
+                break
+            passed += [place] if above[0] % _RLM_KEPT == 0 else []
         else:
             break
-    names, below = (_rlm_cells_of(mark, text[slice(*each)]) for each in (first, second))
+    known.update((place, (first, second, ruled)) for place in passed if place[2] != first[0])
+    names, below, cells = (_rlm_cells_of(mark, text[slice(*each)]) for each in (first, second, line))
     is_header = first != line and (ruled or _rlm_are_names(names, cells, below))
     return text[slice(*first)] + "\n" if is_header and max(map(len, names)) <= _RLM_NAME_CHARS else ""
 
 
 def _rlm_cells_of(mark, row):
-    """Return the cells of a row, which `mark` parts."""
-    return [cell.strip() for cell in mark.split(_RLM_BESIDE_CELLS.sub("", row))]
+    """Return the cells of a row, which `mark` parts, without the marks at its ends."""
+    return [cell.strip() for cell in _rlm_parts(mark, _RLM_BESIDE_CELLS.sub("", row))]
 
 
 def _rlm_are_names(names, *rows):
@@ -215,39 +247,39 @@ def _rlm_is_header(text, start, chars):
     line = _rlm_line(text, start, chars)
     rows = () if line is None else _rlm_beside(text, line, 1, chars)
     row = next((each for each in rows if not _rlm_is_drawn(text, each)), None)
-    return row is not None and _rlm_header(text, row[0], chars, 4) == text[slice(*line)] + "\n"
+    return row is not None and _rlm_header(text, row[0], chars, {}, 4) == text[slice(*line)] + "\n"
 
 
-def _rlm_caption(text, start, chars):
+def _rlm_caption(text, start, chars, known):
     """Return the lines above a table without names of columns of which a row begins here; nothing for others.
 
     They may say what the columns are. The cells of the row must have no names themselves.
     """
     row = _rlm_line(text, start, chars)
     line = "" if row is None else text[slice(*row)]
-    if not _rlm_mark(line).search(line) or _RLM_KEY.match(line) or _rlm_unit(text, row, chars) != row:
+    if not _rlm_mark(line).search(line) or _RLM_KEY.match(line) or _rlm_unit(text, row, chars, known) != row:
         return ""
     end = row[0]
     for above in _rlm_beside(text, row, -1, chars):
         is_row = _rlm_are_alike(line, text[slice(*above)]) or _rlm_is_drawn(text, above)
-        if not is_row and _rlm_unit(text, above, chars) is None:
+        if not is_row and _rlm_unit(text, above, chars, known) is None:
             break
         end = above[0]
     lines = text[max(0, end - chars) : end].rstrip().rpartition("\n\n")[2].lstrip("\n").split("\n")
-    return "\n".join(lines[end - chars > 0 and len(lines) > 1 :] + [""]) if lines[0] else ""
+    return "\n".join([*lines[end > chars and len(lines) > 1 :], ""]) if lines[0] else ""
 
 
-def _rlm_with_header(text, start, end, chars):
+def _rlm_with_header(text, start, end, chars, known):
     """Return a passage; that of a row with the names of its columns, or else the lines above the table."""
     passage = text[start:end].strip()
     if "\n" in passage:
         return passage
-    return (_rlm_header(text, start, chars) or _rlm_caption(text, start, chars)) + passage
+    return (_rlm_header(text, start, chars, known) or _rlm_caption(text, start, chars, known)) + passage
 
 
-def _rlm_with_names(text, start, end, chars):
+def _rlm_with_names(text, start, end, chars, known):
     """Return a passage as a model reads it best: a row as lines `name: value`, by the names of the columns."""
-    passage = _rlm_with_header(text, start, end, chars)
+    passage = _rlm_with_header(text, start, end, chars, known)
     header, _, row = passage.partition("\n")
     mark = _rlm_mark(row)
     names, cells = (_rlm_cells_of(mark, line) for line in (header, row))
