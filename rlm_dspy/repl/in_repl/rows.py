@@ -259,12 +259,18 @@ def _rlm_caption(text, start, chars, known):
     line = "" if row is None else text[slice(*row)]
     if not _rlm_mark(line).search(line) or _RLM_KEY.match(line) or _rlm_unit(text, row, chars, known) != row:
         return ""
-    end = row[0]
+    end, passed = row[0], []
     for above in _rlm_beside(text, row, -1, chars):
+        place = "caption", above[0]
+        if place in known:
+            end = known[place]
+            break
         is_row = _rlm_are_alike(line, text[slice(*above)]) or _rlm_is_drawn(text, above)
         if not is_row and _rlm_unit(text, above, chars, known) is None:
             break
         end = above[0]
+        passed += [place] if above[0] % _RLM_KEPT == 0 else []
+    known.update(dict.fromkeys(passed, end))
     lines = text[max(0, end - chars) : end].rstrip().rpartition("\n\n")[2].lstrip("\n").split("\n")
     return "\n".join([*lines[end > chars and len(lines) > 1 :], ""]) if lines[0] else ""
 
