@@ -102,7 +102,13 @@ def over_text(
 
 
 def over_records(
-    context: str, question: str, answer: str, asks: tuple[str, str, str], keep: tuple[str, str, str], last: str
+    context: str,
+    question: str,
+    answer: str,
+    asks: tuple[str, str, str],
+    keep: tuple[str, str, str],
+    last: str,
+    name: str = "title",
 ) -> Run:
     """Return a run over records: it looks at them, filters them in code, and reads what is left.
 
@@ -113,9 +119,11 @@ def over_records(
         asks: What the question asks for; what the records are; which of them are kept.
         keep: The condition in words; its code with what it filters; the field that sorts.
         last: The words of the last turn.
+        name: The field that names a record.
     """
     condition, code, date = keep
-    filtering = (LINES if date == "" else KEEP).replace("DATE", date).replace("CONDITION", code)
+    kept = LINES if date == "" else KEEP.replace("title", name)
+    filtering = kept.replace("DATE", date).replace("CONDITION", code)
     turns = (
         (LOOK_WORDS.format(*asks), LOOK),
         (f"I keep {asks[2]}: {condition}.", filtering),

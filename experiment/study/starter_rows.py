@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from starter_parts import KEEP, LOOK, LOOK_WORDS, Run, chosen, over_text
+from starter_parts import chosen, over_records, over_text
 
 OWNERS = ("Bo Ek", "Ines Roth", "Tam Hale")
 PORTS = (
@@ -32,34 +32,6 @@ YACHTS = "\n".join(
 )
 
 
-def over_rows(
-    context: str,
-    question: str,
-    answer: str,
-    asks: tuple[str, str, str],
-    keep: tuple[str, str, str, str],
-    last: str,
-) -> Run:
-    """Return a run over rows: it looks at them, and filters them in code.
-
-    Args:
-        context: The text.
-        question: The question.
-        answer: What the run submits.
-        asks: What the question asks for; what the rows are; which of them are kept.
-        keep: The condition in words; its code; the field that sorts; the one that names.
-        last: The words of the last turn.
-    """
-    condition, code, order, name = keep
-    filtering = KEEP.replace("DATE", order).replace("title", name).replace("CONDITION", code)
-    turns = (
-        (LOOK_WORDS.format(*asks), LOOK),
-        (f"I keep {asks[2]}: {condition}.", filtering),
-        (f"It asks for {asks[0]}. {last}", f"SUBMIT(answer={json.dumps(answer)})"),
-    )
-    return Run(context, question, answer, turns)
-
-
 ROWS_RUNS = (
     over_text(
         FERRIES,
@@ -69,7 +41,7 @@ ROWS_RUNS = (
         [],
         ("68",),
     ),
-    over_rows(
+    over_records(
         FERRIES,
         "How many ferries of Bo Ek have more than 50 seats?",
         "4",
@@ -78,9 +50,9 @@ ROWS_RUNS = (
             "owner is Bo Ek, seats are more than 50",
             'each["owner"] == "Bo Ek" and int(each["seats"]) > 50',
             "seats",
-            "ferry to",
         ),
         "The count is 4.",
+        name="ferry to",
     ),
     over_text(
         PUMPS,
@@ -90,7 +62,7 @@ ROWS_RUNS = (
         [],
         ("Teal",),
     ),
-    over_rows(
+    over_records(
         YACHTS,
         "Which yachts did Ines Roth have built before 1990?",
         "Loon, Auk",
@@ -99,9 +71,9 @@ ROWS_RUNS = (
             "owner is Ines Roth, built is before 1990",
             'each["owner"] == "Ines Roth" and int(each["built"]) < 1990',
             "built",
-            "name",
         ),
         "Two are left.",
+        name="name",
     ),
     over_text(
         YACHTS,
@@ -111,13 +83,14 @@ ROWS_RUNS = (
         [],
         ("Tam Hale",),
     ),
-    over_rows(
+    over_records(
         FERRIES,
         "What is the newest ferry of Tam Hale?",
         "Kemi",
         ("the newest ferry", "Ferries", "the ferries of Tam Hale"),
-        ("owner is Tam Hale. I sort them by built", 'each["owner"] == "Tam Hale"', "built", "ferry to"),
+        ("owner is Tam Hale. I sort them by built", 'each["owner"] == "Tam Hale"', "built"),
         "The newest has the latest year: Kemi, 2002.",
+        name="ferry to",
     ),
     over_text(
         FERRIES,
@@ -128,13 +101,14 @@ ROWS_RUNS = (
         ("1976", "1978"),
         ("The first one has the earlier year.", chosen("min", "years", Hov=1976, Moss=1978)),
     ),
-    over_rows(
+    over_records(
         PUMPS,
         "How many pumps stand still in Aldo?",
         "2",
         ("a number of pumps", "Pumps", "the pumps in Aldo that stand"),
-        ("place is Aldo, state is stands", 'each["place"] == "Aldo" and each["state"] == "stands"', "bar", "pump"),
+        ("place is Aldo, state is stands", 'each["place"] == "Aldo" and each["state"] == "stands"', "bar"),
         "The count is 2.",
+        name="pump",
     ),
     over_text(
         YACHTS,
