@@ -93,7 +93,7 @@ def _level_by_level(value: Any, above: set[int]) -> Any:
         for part in parts or ():
             written.append(_level_by_level(part, above))
     above.remove(id(value))
-    return written
+    return _in_order(written) if isinstance(value, set | frozenset) else written
 
 
 def nested_too_deep(value: Any) -> bool:
@@ -116,8 +116,6 @@ def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
     """Return the parts of a container, a model or a dataclass; None for anything else."""
     if isinstance(value, dict):
         return value
-    if isinstance(value, set | frozenset):
-        return _in_order(value)
     if isinstance(value, _CONTAINERS):
         return list(value)
     if isinstance(value, BaseModel):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAX_DESCRIPTION_CHARS = 300
 _BEGINNING_CHARS = 5_000
+"""What of a text is read to see whether it consists of rows: more than `consists_of_rows` looks at."""
 _consists_of_rows: Callable[[str], bool] = rows.consists_of_rows
 _FIND_PASSAGES = (
     "- find_passages(text: str, words: str, count=5) -> list[str]  # the parts of a text that match words best"

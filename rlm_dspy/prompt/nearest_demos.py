@@ -48,9 +48,9 @@ def _for_such_inputs(demos: list[dict[str, Any]], here: Environment) -> list[dic
 
     Texts of rows and other texts are two types, if there are demos of both. All demos if none is left.
     """
+    shown = [None if is_labeled(demo) else Environment.of(demo["environment"]) for demo in demos]
     for with_rows in (True, False):
         wanted = _long_inputs(here, with_rows)
-        shown = [None if is_labeled(demo) else Environment.of(demo["environment"]) for demo in demos]
         inputs = [set() if each is None else _long_inputs(each, with_rows) for each in shown]
         if any(each & wanted for each in inputs):
             break

@@ -52,9 +52,9 @@ def find_records(text):
 
     A record begins with two or more lines `name: value`; records share at least half of their names. Its dict has
     `title` too, the line above these, and `text`, the lines below them up to the next record, unless it has fields
-    called so. A name that comes twice in a row has a value of several lines. In a text without
-    such blocks, half of whose lines are a table (its first row names the columns) or have pairs `name=value`, each
-    row is a record; so is each object of JSON and of JSON Lines. Else each line is one, and has only `text`.
+    called so. A name that comes twice in a row has a value of several lines. In a text without such blocks, half
+    of whose lines are a table (its first row names the columns) or have pairs `name=value`, each row is a record;
+    so is each object of JSON and of JSON Lines. Else each line is one, and has only `text`.
 
     Args:
         text: The text, or several, as in `find_passages`: `file` is then the name, or index, of a record's.
@@ -174,8 +174,7 @@ def _rlm_cells(lines, mark):
     except _rlm_csv.Error:
         if mark_of_csv != "\t":
             return []
-    rows = (_RLM_BESIDE_CELLS.sub("", line) for line in lines)
-    return [[cell.strip() for cell in mark.split(row)] for row in rows]
+    return [_rlm_cells_of(mark, line) for line in lines]
 
 
 def _rlm_are_columns(names):
