@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.loop.repetition import imported, same_output
 from rlm_dspy.repl.tools import RESERVED, SUB_CALLS
 from rlm_dspy.replies.code_blocks import bound_names, outside_functions, parse
-from rlm_dspy.replies.literals import is_call
+from rlm_dspy.replies.literals import NO_LITERAL, Literals, is_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -183,12 +183,47 @@ def names_any(code: str, names: Collection[str]) -> bool:
 
 
 def submits_literals(code: str) -> bool:
-    """Whether all that code submits is written out in it."""
+    """Whether what code submits is written out in it, and submitted whatever the code finds.
+
+    Names that are assigned once to a literal count, a SUBMIT within a condition or a loop does not.
+    """
     tree = parse(code)
     nodes = ast.walk(tree) if tree else ()
     calls = [node for node in nodes if isinstance(node, ast.Call) and is_call(node, "SUBMIT")]
-    names = [name for call in calls for name in ast.walk(call) if isinstance(name, ast.Name)]
-    return bool(calls) and len(names) == len(calls)  # the name of each function alone
+    lines = [line.value for line in tree.body if isinstance(line, ast.Expr)] if tree else []
+    if not tree or not calls or any(call not in lines for call in calls):
+        return False
+    literals = Literals(tree)
+    try:
+        for call in calls:
+            for value in (*call.args, *(keyword.value for keyword in call.keywords)):
+                literals.of(value)
+    except NO_LITERAL:
+        return False
+    return True
+
+
+def blind_submit(
+    code: str, earlier: Collection[str], inputs: Collection[str], unseen: Sequence[str], *, asked: bool
+) -> str:
+    """Return why a SUBMIT is refused that no look at an input is behind; empty if one is.
+
+    Args:
+        code: The code that submits.
+        earlier: The codes of the turns before it that showed something.
+        inputs: The names of the run's inputs.
+        unseen: The inputs that the prompt does not show whole.
+        asked: Whether the code asked a model: what that answered has not been seen yet.
+    """
+    is_written, looks_now = submits_literals(code), names_any(code, inputs)
+    if looks_now and not is_written:
+        return ""
+    if any(names_any(each, inputs) for each in earlier) and not (is_written and asked):
+        return ""
+    if looks_now or asked:
+        return "You wrote the answer before you saw what this code found. Read that above, or print it."
+    shown = f"Your code has shown nothing of {', '.join(unseen)} yet."
+    return f"{shown} Print a part or search it first, then answer from it."
 
 
 def is_another_turn(code: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:

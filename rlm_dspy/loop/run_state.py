@@ -23,7 +23,7 @@ from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
 from rlm_dspy.grounding import RunGrounding, Seen
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.loop.context_window import Conversation
-from rlm_dspy.loop.hints import names_any, submits_literals
+from rlm_dspy.loop.hints import blind_submit, submits_literals
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL, READ_TOOL
@@ -38,7 +38,7 @@ from rlm_dspy.subcalls.target import Callees, for_repl
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.budget.ledger import Meter
@@ -301,22 +301,20 @@ class Run:
         self.tool_calls.begin()
         self.repl.printed = ""
 
-    def blind_submit(self, code: str) -> list[str]:
-        """Return, once, why a SUBMIT is refused before any code used an input; empty otherwise.
+    def blind_submit(self, code: str, calls: Collection[SubCall]) -> str:
+        """Return, once, why a SUBMIT is refused that no look at an input is behind; empty otherwise.
 
-        For an answer that is written out in the call, code that printed nothing and asked no model has used none.
+        An answer that is written out in the call needs an earlier turn that printed something or asked a model.
         """
         unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
         if not self._rlm.refuse_blind_submit or self._sent_back or not unseen or self.budget.limit:
-            return []
+            return ""
         silent = self.silent if submits_literals(code) else set()
-        here = [step for number, step in enumerate(self.steps) if number not in silent]
-        codes = [code, *(step.code for step in (*self.past, *here) if step.kind != "denied")]
-        if any(names_any(each, self.inputs) for each in codes):
-            return []
-        self._sent_back = True
-        shown = f"Your code has shown nothing of {', '.join(unseen)} yet."
-        return [f"{shown} Print a part or search it first, then answer from it."]
+        turns = [step for number, step in enumerate(self.steps) if number not in silent]
+        codes = [step.code for step in (*self.past, *turns) if step.kind != "denied"]
+        why = blind_submit(code, codes, self.inputs, unseen, asked=bool(calls))
+        self._sent_back = bool(why)
+        return why
 
     def failures_in(self, values: Mapping[str, Any], calls: Iterable[SubCall]) -> list[str]:
         """Return, once, which values hold a failed item of a batch as text: `str` and f-strings take any object.

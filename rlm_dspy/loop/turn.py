@@ -207,13 +207,13 @@ class Turn(dspy.Module):
             return step
         values, problems = read_answer(run.signature, outcome.submitted)
         values = without_media_marks(values)
-        blind = [] if problems else run.blind_submit(code)
-        problems = problems or blind or run.failures_in(values, step.calls)
+        blind = "" if problems else run.blind_submit(code, step.calls)
+        problems = problems or [blind] * bool(blind) or run.failures_in(values, step.calls)
         if not problems and not run.budget.limit:
             problems = run.grounded.unread(code, step.calls, run.steps)
         step = step.model_copy(update={"printed": outcome.output.rstrip()})
         if problems:
-            search = search_block(run.conversation.environment) if blind else ""
+            search = search_block(run.conversation.environment) if blind and not step.printed else ""
             return self._refused(step, problems, f"For example:\n\n{search}" if search else "")
         return step.model_copy(update={"answer": values, "output": _after(step.printed, f"SUBMIT: {values!r}")})
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rlm_dspy import RLM, Limits
+from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 if TYPE_CHECKING:
@@ -70,3 +71,32 @@ def test_the_last_turn_is_never_refused(play: Play) -> None:
 def test_a_module_can_take_every_submit(play: Play) -> None:
     rlm = RLM("context, question -> answer", refuse_blind_submit=False)
     assert play(rlm, [BLIND], context=LONG, question="?").kinds == ["submitted"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(context[:9])\nSUBMIT(answer='a guess')",
+        "guess = 'a guess'\nprint(context[:9])\nSUBMIT(answer=guess)",
+        "print(llm_query('Which animal? ' + context[:9]))\nSUBMIT(answer='a guess')",
+    ],
+)
+def test_an_answer_written_before_its_own_output_was_seen_is_refused_once(play: Play, code: str) -> None:
+    lm = ScriptedLM(act=[block(code), block("SUBMIT(answer='The fox')")], query=["a fox"])
+    played = play(RLM("context, question -> answer"), lm, context=LONG, question="?")
+    assert played.kinds == ["refused", "submitted"]
+    assert "before you saw what this code found" in played.outputs[0]
+    assert "For example" not in played.outputs[0]
+
+
+def test_a_look_of_an_earlier_turn_is_behind_a_written_answer_unless_its_own_code_asks_a_model(play: Play) -> None:
+    look, asks = block("print(context[:9])"), block("print(llm_query('?'))\nSUBMIT(answer='a guess')")
+    lm = ScriptedLM(act=[look, asks, BLIND], query=["a fox"])
+    played = play(RLM("context, question -> answer"), lm, context=LONG, question="?")
+    assert played.kinds == ["output", "refused", "submitted"]
+
+
+def test_an_answer_that_a_condition_chooses_is_no_guess(play: Play) -> None:
+    code = "if 'fox' in context:\n    SUBMIT(answer='yes')\nelse:\n    SUBMIT(answer='no')"
+    played = play(RLM("context, question -> answer"), [block(code)], context=LONG, question="?")
+    assert played.kinds == ["submitted"]
