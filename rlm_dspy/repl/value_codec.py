@@ -8,12 +8,14 @@ the types below, or a `Record`.
 from __future__ import annotations
 
 import base64
+import copy
 import datetime as dt
 import enum
 import functools
 import hashlib
 import math
 import threading
+from collections import deque
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from decimal import Decimal, InvalidOperation
@@ -44,6 +46,7 @@ RECORD, TYPE = "__record__", "__type__"
 _FEW_TYPES = 8
 _MOST_READINGS = 500_000
 """Maximum number of (part, union type) pairs; each takes about 280 bytes."""
+_SEQUENCES = (list, tuple, set, frozenset, deque)
 _SIMPLE = (str, int, bool, type(None))
 _WRITTEN: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
@@ -246,7 +249,7 @@ def _taken(value: Any, media: Media) -> Any:
 
 
 def without_media_marks(value: Any) -> Any:
-    """Return a text, or lists, dicts and models of texts, without marks that DSPy reads as an image, sound, file.
+    """Return a text, or containers, models and dataclasses of texts, without marks that DSPy reads as media.
 
     DSPy writes media into a prompt as marked JSON, and reads every mark in it. A mark in a document could make the
     model's server fetch any address. If there is no mark, the same object is returned.
@@ -257,16 +260,23 @@ def without_media_marks(value: Any) -> Any:
         parts = [*dict.keys(value), *dict.values(value)]
         new = without_media_marks(parts)
         return value if new is parts else dict(zip(new[: len(value)], new[len(value) :], strict=True))
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, _SEQUENCES):
         parts = list(value)
         items = [without_media_marks(item) for item in parts]
         if all(new is old for new, old in zip(items, parts, strict=True)):
             return value
-        return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
+        make = getattr(value, "_make", None) or next(kind for kind in _SEQUENCES if isinstance(value, kind))
+        return make(items)
     if isinstance(value, BaseModel) and not isinstance(value, MEDIA):
-        fields = dict(value)
+        fields = dict(BaseModel.__iter__(value))  # a class may iterate over something else
         new = without_media_marks(fields)
         return value if new is fields else value.model_copy(update=new)
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {item.name: getattr(value, item.name) for item in fields_of(value)}
+        if (new := without_media_marks(fields)) is not fields:
+            value = copy.copy(value)
+            for name, item in new.items():
+                object.__setattr__(value, name, item)  # it may be frozen
     return value
 
 
