@@ -31,7 +31,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.inputs import MEDIA, Files, HostInput, Record, Row, Text, about, plain
 from rlm_dspy.inputs.media import check_media_size, media_facts
-from rlm_dspy.json_values import parts_of
+from rlm_dspy.json_values import fields_of_model, parts_of
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import alternatives, holds_media
 from rlm_dspy.text import ShortRepr, clip, sendable
@@ -151,7 +151,7 @@ def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | Non
 
 def _kind_and_fields(value: Any) -> tuple[str, dict[str, Any]] | None:
     if isinstance(value, BaseModel):
-        return "model", {key: getattr(value, key) for key in type(value).model_fields}
+        return "model", fields_of_model(value)
     if isinstance(value, dspy.Example):  # a Prediction is one
         return "prediction", dict(value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -268,7 +268,7 @@ def without_media_marks(value: Any) -> Any:
         make = getattr(value, "_make", None) or next(kind for kind in _SEQUENCES if isinstance(value, kind))
         return make(items)
     if isinstance(value, BaseModel) and not isinstance(value, MEDIA):
-        fields = dict(BaseModel.__iter__(value))  # a class may iterate over something else
+        fields = fields_of_model(value)
         new = without_media_marks(fields)
         return value if new is fields else value.model_copy(update=new)
     if is_dataclass(value) and not isinstance(value, type):
