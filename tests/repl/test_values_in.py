@@ -143,3 +143,29 @@ def test_an_input_that_cannot_enter_a_process_is_refused_with_what_to_pass(value
     """The reason of pickle alone says nothing to do."""
     with pytest.raises(dspy.CodeInterpreterError, match=r"cannot enter .*; pass plain data, such as a list"):
         run(PythonInterpreter, "SUBMIT(answer=1)", {"x": value})
+
+
+class Mine(dict[str, Any]):
+    """A dict of the host's own class, as YAML readers return."""
+
+
+class Piece(str):
+    """A str of the host's own class, as readers of HTML return."""
+
+    __slots__ = ()
+
+
+class Items(list[Any]):
+    """A list of the host's own class."""
+
+
+class Count(int):
+    """An int of the host's own class."""
+
+
+@every_interpreter
+def test_what_a_class_of_the_hosts_extends_enters_in_its_place(factory: Any) -> None:
+    """A value of a class that the worker does not have, at any depth."""
+    given = Mine(a=Items([Piece("text"), Count(3)]), b={Piece("key"): [Piece("x")]})
+    expected = [{"a": ["text", 3], "b": {"key": ["x"]}}, "TEXT", 4]
+    assert answer(factory, "[x, x['a'][0].upper(), x['a'][1] + 1]", x=given) == expected
