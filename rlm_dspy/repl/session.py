@@ -120,7 +120,7 @@ class Repl:
 
     def _stand_in(self, value: Any) -> tuple[Any, ...] | None:
         """Return how the REPL builds the stand-in for an object of the host's classes."""
-        if isinstance(value, Text):
+        if isinstance(value, Text | dspy.Reasoning):
             return ("_rlm_restore", str(value))
         found = described(value, self.media.key)
         return found and (MAKE, *found)

@@ -126,8 +126,8 @@ def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> Jso
     Raises:
         TypeError: If it cannot be encoded and `strict` is set.
     """
-    if type(value) in _SIMPLE or isinstance(value, Text):
-        return str(value) if isinstance(value, Text) else value
+    if type(value) in _SIMPLE or isinstance(value, Text | dspy.Reasoning):
+        return value if type(value) in _SIMPLE else str(value)
     if (found := described(value, media.key if media else None)) is not None:
         kind, name, fields = found
         return {RECORD: name, "kind": kind, "fields": _sent_items(fields, media, strict)}

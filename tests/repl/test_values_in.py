@@ -67,6 +67,8 @@ FACTS: list[tuple[str, Any, str, Any]] = [
     ("an int enum is an int", Level.HIGH, "[x + 1, x.name]", [3, "HIGH"]),
     ("a str enum is a str", Tag.NEW, "[x == 'new', x.upper(), x.name]", [True, "NEW", "NEW"]),
     ("a prediction has attributes", dspy.Prediction(a=1, b="c"), "[x.a, x['b']]", [1, "c"]),
+    ("a reasoning is a text", dspy.Reasoning(content="why"), "[x.upper(), x + '?', x[0]]", ["WHY", "why?", "w"]),
+    ("a reasoning inside too", [dspy.Reasoning(content="why")], "x[0].upper()", "WHY"),
     ("a history has messages", dspy.History(messages=[{"q": "a"}]), "x.messages[0]['q']", "a"),
     ("a text inside", {"a": {"b": [Text("long")]}}, "x['a']['b'][0].upper()", "LONG"),
     ("a text in a tuple", (Text("long"), 1), "x[0].upper()", "LONG"),
