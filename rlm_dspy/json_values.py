@@ -119,11 +119,18 @@ def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
     if isinstance(value, _CONTAINERS):
         return list(value)
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields.items()
-        return {name: getattr(value, name) for name, field in fields if not field.exclude}
+        left_out = {name for name, field in type(value).model_fields.items() if field.exclude}
+        return {name: part for name, part in fields_of_model(value).items() if name not in left_out}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return None
+
+
+def fields_of_model(value: BaseModel) -> dict[str, Any]:
+    """Return the fields that a model has, and what `extra="allow"` let it take besides them."""
+    held = vars(value)
+    fields = {name: held[name] for name in type(value).model_fields if name in held}
+    return {**fields, **(value.model_extra or {})}
 
 
 class JsonLines:

@@ -271,7 +271,11 @@ def _width(file: BinaryIO) -> tuple[int, bool]:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles what the worker can rebuild; models and dataclasses of the host's own become dicts."""
+    """Pickles what the worker can rebuild.
+
+    Models and dataclasses of the host's own become dicts. Other objects become what their class extends: a list of
+    the host's own class becomes a list.
+    """
 
     def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer] | None, forms: Forms) -> None:
         super().__init__(file, protocol=5, buffer_callback=None if buffers is None else buffers.append)
@@ -286,16 +290,7 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, dspy.Prediction | dspy.Example):
             return dict, (dict(value.items()),)
         kind = value if isinstance(value, type) or callable(value) else type(value)
-        if self._is_known(kind):
-            return NotImplemented
-        if isinstance(value, enum.Enum):
-            return _replaced_by(value.value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
-        raise CannotCross(
-            f"a {getattr(kind, '__qualname__', kind)} of {_package(kind)} cannot enter the worker, which does not "
-            f"have that package; pass plain data, or name the package in PythonInterpreter(packages=...)"
-        )
+        return NotImplemented if self._is_known(kind) else _in_plain_form(value, kind)
 
     def _is_known(self, kind: Callable[..., Any]) -> bool:
         """Whether the worker has the package of a class or a function."""
@@ -307,8 +302,33 @@ def _package(kind: Callable[..., Any]) -> str:
     return str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
 
 
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    **{kind: kind for kind in (bytes, dict, list, tuple, set, frozenset)},
+}
+"""The types whose subclasses cross as them, and what makes the plain value."""
 _MAIN = object()
 """Stands for the `__main__` of the worker."""
+
+
+def _in_plain_form(value: Any, kind: Callable[..., Any]) -> tuple[Any, ...]:
+    """Return what makes the worker rebuild a value of a class that it does not have.
+
+    Raises:
+        CannotCross: If there is no plain form.
+    """
+    if isinstance(value, enum.Enum):
+        return _replaced_by(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
+    if (plain := next((each for each in _PLAIN if isinstance(value, each)), None)) is not None:
+        return _replaced_by(_PLAIN[plain](value))
+    raise CannotCross(
+        f"a {getattr(kind, '__qualname__', kind)} of {_package(kind)} cannot enter the worker, which does not "
+        f"have that package; pass plain data, or name the package in PythonInterpreter(packages=...)"
+    )
 
 
 def _replaced_by(plain: T) -> tuple[Callable[..., T], tuple[tuple[T], int]]:

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from rlm_dspy.cache.answer_file import POLL_SECONDS, AnswerFile
 from rlm_dspy.cache.answer_server import SCHEMES, AnswerServer
 from rlm_dspy.inputs import HostInput, Text
+from rlm_dspy.json_values import fields_of_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,7 +288,7 @@ def _content_of(value: Any) -> Any:
     elif isinstance(value, set | frozenset):
         content = sorted(json.dumps(_content_of(item)) for item in value)
     elif isinstance(value, BaseModel):
-        content = {name: _content_of(getattr(value, name)) for name in type(value).model_fields}
+        content = {name: _content_of(item) for name, item in fields_of_model(value).items()}
     elif isinstance(value, type) or inspect.isroutine(value):
         content = [value.__module__, value.__qualname__]
     else:

@@ -31,6 +31,8 @@ Group = TypeVar("Group", bound=OptionGroup)
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 
+_OF_A_CALL = frozenset({"interpreter_factory", "self", "instance"})
+"""Names of parameters of `dspy.Module.__call__` and `RLM.forward`, which an input cannot have."""
 OWN_NAMES = frozenset({"stop", "usage", "artifacts"})
 """Names of the run on the prediction that an output field replaces, so that signatures of `dspy.RLM` work."""
 _logger = logger()
@@ -83,7 +85,7 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
         ValueError: If they do; the message lists the names.
     """
     inputs = set(signature.input_fields)
-    reserved = {name for name in inputs if _is_reserved(name) or name in ("interpreter_factory", "self")}
+    reserved = {name for name in inputs if _is_reserved(name) or name in _OF_A_CALL}
     for what, names in {"names of the REPL": reserved, "tools": set(tools), "subs": set(subs)}.items():
         if clash := inputs & names:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")

@@ -59,6 +59,7 @@ _TEXT_OF = (bool, int, float, complex, decimal.Decimal, Fraction, dt.date, dt.ti
 """The types whose `str` is a value's usual text. That of other objects says what they are, not what they hold."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
+_TOLD_OF_THE_WHOLE = ("enum", "value_error", "assertion_error")
 _TOLD_PROBLEMS = 1_000
 """With more problems in one value, none is listed: pydantic lists all or none, 1 KB each."""
 
@@ -316,10 +317,10 @@ def _shown(value: Any) -> str:
 
 
 def _details(error: Exception) -> str:
-    """Return pydantic's messages for the parts, and the members of an enum."""
+    """Return pydantic's messages for the parts, the members of an enum, and what a validator of the whole says."""
     if not isinstance(error, ValidationError) or error.error_count() > _TOLD_PROBLEMS:
         return ""
-    parts = _reasons(error, [part for part in error.errors() if part["loc"] or part["type"] == "enum"])
+    parts = _reasons(error, [part for part in error.errors() if part["loc"] or part["type"] in _TOLD_OF_THE_WHOLE])
     return f" ({'; '.join(parts)})" if parts else ""
 
 

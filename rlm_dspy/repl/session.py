@@ -18,7 +18,8 @@ from rlm_dspy.interpreters.base import Interpreter, TakesObjects, shown
 from rlm_dspy.interpreters.host.input_transfer import Copied
 from rlm_dspy.interpreters.worker.cell import SETUP
 from rlm_dspy.repl import bootstrap
-from rlm_dspy.repl.value_codec import across, described, sent, taken
+from rlm_dspy.repl.stand_ins import described
+from rlm_dspy.repl.value_codec import across, sent, taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,9 +120,9 @@ class Repl:
 
     def _stand_in(self, value: Any) -> tuple[Any, ...] | None:
         """Return how the REPL builds the stand-in for an object of the host's classes."""
-        if isinstance(value, Text):
+        if isinstance(value, Text | dspy.Reasoning):
             return ("_rlm_restore", str(value))
-        found = described(value, self.media)
+        found = described(value, self.media.key)
         return found and (MAKE, *found)
 
     def _across(self, interpreter: dspy.CodeInterpreter) -> dict[str, Callable[..., Any]]:

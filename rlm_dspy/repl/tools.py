@@ -17,6 +17,7 @@ from rlm_dspy.concurrency.async_forms import is_async
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.errors import EventLoopBlocked, ToolRefused
 from rlm_dspy.events import ToolEvent, unit
+from rlm_dspy.json_values import MAX_DEPTH
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import bare, shown_default, shown_signature
@@ -52,6 +53,7 @@ _MOST_CALLS = 100
 """The maximum number of calls recorded in a turn; further ones are only counted."""
 _ARGUMENT_CHARS = 300
 _RESULT_CHARS = 600
+_JSON_SCALARS = (str, int, float, bool, type(None))
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -263,13 +265,15 @@ def host_function(
         if len(args) > len(names):
             usage = f"{tool.name}{shown_signature(own)}"
             raise TypeError(f"{usage} takes {len(names)} positional arguments, not {len(args)}.")
-        return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
+        return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def invoke(*args: Any, **kwargs: Any) -> Any:
         def call() -> Any:
             with _errors_redacted(tool.name):
-                # dspy.Tool passes arguments by name only
-                return blocking.func(*args, **kwargs) if by_position else blocking(**by_name(args, kwargs))
+                if by_position:  # dspy.Tool passes arguments by name only
+                    return blocking.func(*args, **kwargs)
+                fitting, given = _fitted(blocking, by_name(args, kwargs))
+                return fitting(**given)
 
         return calls.record(tool.name, args, kwargs, call)
 
@@ -279,24 +283,53 @@ def host_function(
     return invoke
 
 
-def _constrained(tool: dspy.Tool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply the constraints of an `Annotated[int, Field(ge=1)]` to arguments; DSPy ignores them.
+def _fitted(tool: dspy.Tool, given: Mapping[str, Any]) -> tuple[dspy.Tool, dict[str, Any]]:
+    """Return a tool and its arguments, so that DSPy takes each argument that fits the type of its parameter.
+
+    DSPy ignores the constraints of an `Annotated[int, Field(ge=1)]`, so they are applied here. It checks arguments
+    against a JSON schema before it converts them. That schema refuses a date, a tuple or a member of an enum, so
+    they are checked here, and the returned tool has no schema for them.
 
     Raises:
         ValueError: If one does not fit; the message names it and the constraint.
     """
+    kinds, fitted = _constrained_kinds(tool), dict(given)
+    python: dict[str, Any] = {}
+    for name, value in given.items():
+        kind = kinds.get(name, tool.arg_types.get(name, Any))
+        if kind is Any or (name not in kinds and _is_json(value)):
+            continue
+        try:
+            fitted[name] = read_value(value, kind)
+        except ValueError as error:
+            raise ValueError(f"{tool.name}: {name}: {error}") from None
+        python.update({} if _is_json(fitted[name]) else {name: {}})
+    return tool.model_copy(update={"args": {**tool.args, **python}}) if python else tool, fitted
+
+
+def _constrained_kinds(tool: dspy.Tool) -> dict[str, Any]:
+    """Return the types of the parameters that are `Annotated`."""
     try:
         parameters = inspect.signature(tool.func, eval_str=True).parameters
     except Exception:  # noqa: BLE001 (an annotation in quotes may name, or do, anything)
-        return dict(given)
+        return {}
     kinds = {name: part.annotation for name, part in parameters.items()}
-    checked = dict(given)
-    for name in [name for name in given if name in kinds and bare(kinds[name]) != kinds[name]]:
-        try:
-            checked[name] = read_value(given[name], kinds[name])
-        except ValueError as error:
-            raise ValueError(f"{tool.name}: {name}: {error}") from None
-    return checked
+    return {name: kind for name, kind in kinds.items() if bare(kind) != kind}
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether a value is what JSON can express, and of no other class; True if it is nested too deeply."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        containers = {id(part): part for part in level if type(part) not in _JSON_SCALARS}.values()
+        if any(type(part) not in (dict, list) for part in containers):
+            return False
+        level = [
+            inner for part in containers for inner in ([*part, *part.values()] if type(part) is dict else part)
+        ]
+        if not level:
+            break
+    return True
 
 
 @contextlib.contextmanager
@@ -324,14 +357,16 @@ class GuardedTool(dspy.Tool):
     def __call__(self, **kwargs: Any) -> Any:
         """Call it."""
         try:
-            return without_media_marks(super().__call__(**_constrained(self, kwargs)))
+            fitting, given = _fitted(self, kwargs)
+            return without_media_marks(dspy.Tool.__call__(fitting, **given))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would show the traceback)
             return self._error_text(error)
 
     async def acall(self, **kwargs: Any) -> Any:
         """Await it."""
         try:
-            return without_media_marks(await super().acall(**_constrained(self, kwargs)))
+            fitting, given = _fitted(self, kwargs)
+            return without_media_marks(await dspy.Tool.acall(fitting, **given))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
             return self._error_text(error)
 

@@ -8,12 +8,13 @@ the types below, or a `Record`.
 from __future__ import annotations
 
 import base64
+import copy
 import datetime as dt
-import enum
 import functools
 import hashlib
 import math
 import threading
+from collections import deque
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from decimal import Decimal, InvalidOperation
@@ -27,10 +28,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
-from rlm_dspy.inputs import MEDIA, Files, HostInput, Record, Row, Text, about, plain
-from rlm_dspy.inputs.media import check_media_size, media_facts
-from rlm_dspy.json_values import parts_of
+from rlm_dspy.inputs import MEDIA, Files, HostInput, Record, Row, Text, plain
+from rlm_dspy.inputs.media import check_media_size
+from rlm_dspy.json_values import fields_of_model, parts_of
 from rlm_dspy.repl.coercion import read_value
+from rlm_dspy.repl.stand_ins import described
 from rlm_dspy.repl.type_names import alternatives, holds_media
 from rlm_dspy.text import ShortRepr, clip, sendable
 
@@ -44,6 +46,7 @@ RECORD, TYPE = "__record__", "__type__"
 _FEW_TYPES = 8
 _MOST_READINGS = 500_000
 """Maximum number of (part, union type) pairs; each takes about 280 bytes."""
+_SEQUENCES = (list, tuple, set, frozenset, deque)
 _SIMPLE = (str, int, bool, type(None))
 _WRITTEN: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
@@ -66,7 +69,6 @@ _MADE: dict[str, Callable[[Any], Any]] = {
     "tuple": tuple,
     "dict": dict,
 }
-_MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 
 
 @dataclass(eq=False)
@@ -113,51 +115,6 @@ class Media:
         return files.whole(whole) if whole else files.fetch(parts)
 
 
-def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[str, Any]] | None:
-    """Return kind, class name and fields of an object with a stand-in in the REPL; None for other values."""
-    if isinstance(value, type):
-        return None
-    name = type(value).__name__
-    if media is not None and isinstance(value, (*MEDIA, HostInput)):
-        return _described_handle(value, media)
-    if isinstance(value, Record):
-        return value.kind, value.name, dict(value)
-    if isinstance(value, Row):
-        return "namedtuple", value.name, value._asdict()
-    if isinstance(value, enum.Enum):
-        return _described_member(value)
-    found = _kind_and_fields(value)
-    return found and (found[0], name, found[1])
-
-
-def _described_handle(value: dspy.Type | HostInput, media: Media) -> tuple[str, str, dict[str, Any]]:
-    name, key = type(value).__name__, media.key(value)
-    if isinstance(value, HostInput):
-        return "host", name, {"key": key, **value.stand_in()}
-    return "media", name, {"key": key, "about": about(value), **media_facts(value)}
-
-
-def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | None:
-    members = type(value).__members__
-    if value.name not in members:  # combined flags
-        return None
-    base = next((kind.__name__ for kind in _MIXED_IN if isinstance(value, kind)), "")
-    values = {key: member.value for key, member in members.items()}
-    return "enum", type(value).__name__, {"member": value.name, "base": base, "members": values}
-
-
-def _kind_and_fields(value: Any) -> tuple[str, dict[str, Any]] | None:
-    if isinstance(value, BaseModel):
-        return "model", {key: getattr(value, key) for key in type(value).model_fields}
-    if isinstance(value, dspy.Example):  # a Prediction is one
-        return "prediction", dict(value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return "namedtuple", dict(zip(value._fields, value, strict=False))
-    if is_dataclass(value):
-        return "dataclass", {item.name: getattr(value, item.name) for item in fields_of(value)}
-    return None
-
-
 def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> JsonValue:
     """Encode a value for a REPL as JSON-like data with marks, recursing once per level.
 
@@ -169,9 +126,9 @@ def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> Jso
     Raises:
         TypeError: If it cannot be encoded and `strict` is set.
     """
-    if type(value) in _SIMPLE or isinstance(value, Text):
-        return str(value) if isinstance(value, Text) else value
-    if (found := described(value, media)) is not None:
+    if type(value) in _SIMPLE or isinstance(value, Text | dspy.Reasoning):
+        return value if type(value) in _SIMPLE else str(value)
+    if (found := described(value, media.key if media else None)) is not None:
         kind, name, fields = found
         return {RECORD: name, "kind": kind, "fields": _sent_items(fields, media, strict)}
     if not isinstance(value, dict | list | tuple | set | frozenset):
@@ -246,7 +203,7 @@ def _taken(value: Any, media: Media) -> Any:
 
 
 def without_media_marks(value: Any) -> Any:
-    """Return a text, or lists, dicts and models of texts, without marks that DSPy reads as an image, sound, file.
+    """Return a text, or containers, models and dataclasses of texts, without marks that DSPy reads as media.
 
     DSPy writes media into a prompt as marked JSON, and reads every mark in it. A mark in a document could make the
     model's server fetch any address. If there is no mark, the same object is returned.
@@ -257,16 +214,23 @@ def without_media_marks(value: Any) -> Any:
         parts = [*dict.keys(value), *dict.values(value)]
         new = without_media_marks(parts)
         return value if new is parts else dict(zip(new[: len(value)], new[len(value) :], strict=True))
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, _SEQUENCES):
         parts = list(value)
         items = [without_media_marks(item) for item in parts]
         if all(new is old for new, old in zip(items, parts, strict=True)):
             return value
-        return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
+        make = getattr(value, "_make", None) or next(kind for kind in _SEQUENCES if isinstance(value, kind))
+        return make(items)
     if isinstance(value, BaseModel) and not isinstance(value, MEDIA):
-        fields = dict(value)
+        fields = fields_of_model(value)
         new = without_media_marks(fields)
         return value if new is fields else value.model_copy(update=new)
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {item.name: getattr(value, item.name) for item in fields_of(value)}
+        if (new := without_media_marks(fields)) is not fields:
+            value = copy.copy(value)
+            for name, item in new.items():
+                object.__setattr__(value, name, item)  # it may be frozen
     return value
 
 

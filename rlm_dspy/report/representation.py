@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.interface import Program
     from rlm_dspy.trajectory import Place
 
+_OF_THE_RUN = frozenset({"stop", "usage", "artifacts", "trajectory", "final_reasoning", "agreement"})
 # What draws is imported when something is drawn: templates and rich take time to import.
 
 
@@ -98,6 +99,11 @@ class RunPrediction(_InIPython, dspy.Prediction):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Serialize the outputs alone: what the model of a `dspy.ReAct` reads of an RLM that is its tool."""
         return core_schema.any_schema(serialization=core_schema.plain_serializer_function_ser_schema(_outputs_of))
+
+    def outputs_alone(self) -> dict[str, Any]:
+        """Return the outputs without trajectory, usage and files: what code in a REPL gets of a prediction."""
+        outputs = self._record.outputs if self._record else {}
+        return {name: value for name, value in self.items() if name in outputs or name not in _OF_THE_RUN}
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.keys(), "report", "sources"]

@@ -42,7 +42,32 @@ def _find(program: dspy.Module, listeners: Sequence[dspy.streaming.StreamListene
     for listener in listeners if rlms else ():
         if listener.predict is None:
             _bind(listener, program, rlms)
+        else:
+            _settle(listener, rlms)
     return find_listened_predictors(program, listeners)
+
+
+def _settle(listener: dspy.streaming.StreamListener, rlms: list[tuple[str, HasStreamedOutputs]]) -> None:
+    """Bind a listener that was given an RLM, or its `act`, to that of the two that has the field, by its path.
+
+    Raises:
+        ValueError: If neither has it.
+    """
+    for path, rlm in rlms:
+        act = dict(rlm.named_predictors())["act"]
+        owners = [(path.removeprefix("self."), rlm), (f"{path}.act".removeprefix("self."), act)]
+        if listener.predict is act:
+            owners.reverse()
+        elif listener.predict is not rlm:
+            continue
+        for name, owner in owners:
+            if listener.signature_field_name in owner.signature.output_fields:
+                listener.predict_name, listener.predict = listener.predict_name or name, owner
+                return
+        raise ValueError(
+            f"Invalid StreamListener: this RLM has no output field {listener.signature_field_name!r}. "
+            f"Name one of {[*rlm.signature.output_fields]}, or code or reasoning for its turns."
+        )
 
 
 def _bind(

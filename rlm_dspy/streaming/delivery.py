@@ -102,8 +102,8 @@ class Delivery(Listener):
         """Yield the fields of the turns that have listeners, once for each listener."""
         for listener in self._listeners:
             if listener.predict is self.rlm.act and listener.signature_field_name in fields:
-                before, _, last = listener.predict_name.rpartition("act")
-                name = f"{before}child.act{last}" if self._is_child else listener.predict_name
+                before, act, last = (listener.predict_name or "act").rpartition("act")
+                name = f"{before}{'child.' if self._is_child else ''}{act}{last}"
                 listener.stream_start = listener.stream_end = True  # DSPy has nothing of its own to finish
                 yield ListenedField(name, listener.signature_field_name)
 

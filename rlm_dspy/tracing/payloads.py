@@ -12,6 +12,7 @@ import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.inputs import Text, describe
+from rlm_dspy.json_values import fields_of_model
 from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_credentials, without_cut
 from rlm_dspy.text import sendable, with_note
 from rlm_dspy.tracing.span_spec import TEXT_CHARS, Preview, storable
@@ -123,7 +124,7 @@ def _plain(value: Any) -> Any:
         text: str = getattr(value, "signature")  # noqa: B009  # defined by DSPy's metaclass
         return text
     if isinstance(value, BaseModel):
-        return {name: getattr(value, name) for name in type(value).model_fields}
+        return fields_of_model(value)
     return dict(value.items()) if isinstance(value, dspy.Example | dspy.Prediction) else value
 
 

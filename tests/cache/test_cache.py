@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import numpy as np
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy import SubCallCache
 from rlm_dspy.cache.sub_call_cache import digest
@@ -60,6 +61,10 @@ def test_equal_inputs_have_equal_keys() -> None:
     assert digest({1: 2, "a": 3, None: 4}) == digest({None: 4, "a": 3, 1: 2})
 
 
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
 class _Point:
     def __init__(self, x: int) -> None:
         self.x = x
@@ -78,6 +83,7 @@ class _Point:
         ({"a"}, ["a"]),
         (dspy.Image(url="http://a/1.png"), dspy.Image(url="http://a/2.png")),
         (True, 1),
+        (_Open.model_validate({"x": 1}), _Open.model_validate({"x": 2})),
     ],
 )
 def test_unlike_inputs_have_unlike_keys(one: Any, other: Any) -> None:

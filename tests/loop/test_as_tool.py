@@ -15,7 +15,7 @@ from dspy.adapters.utils import serialize_for_json
 from pydantic import BaseModel
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 
@@ -118,6 +118,23 @@ def test_an_rlm_is_a_tool_of_another(play: Play) -> None:
     played = play(RLM("question -> loud", tools=[inner]), replies, question="?")
     assert played.prediction.loud == "TEXT"
     assert "ask(*, context: str)" in str(played.calls[0])
+
+
+def test_code_gets_of_an_rlm_that_is_its_tool_the_outputs_alone() -> None:
+    """Also where they are None, and in a process that does not know the class of the files of a run."""
+    inner = dspy.Tool(RLM("context -> answer, stop: str", max_iters=1), name="ask")
+    code = "p = ask(context='a')\nq = ask(context='b')\nSUBMIT(got=[str(p), p.answer, str(q.answer)])"
+    act = [block(code), block("SUBMIT(answer='x', stop='never')"), block("pass")]
+    with dspy.context(lm=ScriptedLM(act=act, extract=lambda _: ""), interpreter_factory=PythonInterpreter):
+        prediction = RLM("question -> got: list[str]", tools=[inner])(question="?")
+    assert prediction.got == ["RunPrediction(answer='x', stop='never')", "x", "None"]
+
+
+def test_a_prediction_of_a_run_is_an_input_of_another() -> None:
+    lm = ScriptedLM([block("SUBMIT(words=3)"), block("SUBMIT(twice=2 * runs[0].words)")])
+    with dspy.context(lm=lm, interpreter_factory=PythonInterpreter):
+        prediction = RLM("text -> words: int")(text="to be or")
+        assert RLM("runs -> twice: int")(runs=[prediction]).twice == 6
 
 
 @pytest.mark.parametrize("form", [copy.copy, copy.deepcopy, lambda rlm: pickle.loads(cloudpickle.dumps(rlm))])

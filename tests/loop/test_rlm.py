@@ -324,6 +324,7 @@ def test_a_wrong_argument_is_refused_by_name(case: str) -> None:
         "llm_query -> answer",
         "dspy -> answer",
         "FailedCall -> answer",
+        "instance -> answer",
         "question -> trajectory",
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import dspy
 import pytest
@@ -164,3 +166,39 @@ def test_no_container_hides_a_mark() -> None:
     )
     assert CUSTOM_TYPE_START_IDENTIFIER not in repr(marked)
     assert repr(marked).count("planted.png") == 6
+
+
+def test_a_named_tuple_a_dataclass_and_a_model_keep_their_type_without_marks() -> None:
+    class Named(NamedTuple):
+        """A tuple with names."""
+
+        text: str
+
+    @dataclass(frozen=True, slots=True)
+    class Data:
+        """A dataclass that nothing can be set on."""
+
+        text: str
+
+    class Listed(BaseModel):
+        """A model that iterates over its items."""
+
+        items: list[str]
+
+        def __iter__(self) -> Any:
+            return iter(self.items)
+
+    values = [Named(MARKED), Data(MARKED), deque([MARKED]), Listed(items=[MARKED, "ab"])]
+    marked = without_media_marks(values)
+    assert list(map(type, marked)) == [Named, Data, deque, Listed]
+    assert CUSTOM_TYPE_START_IDENTIFIER not in repr(marked)
+    assert marked[3].items[1] == "ab"
+    assert values[1] == Data(MARKED)
+
+
+def test_an_answer_may_be_a_model_that_iterates_like_a_text() -> None:
+    """`dspy.Reasoning` is a model whose `__iter__` gives characters."""
+    lm = ScriptedLM(["```python\nSUBMIT(answer='So it is.', reasoning='because')\n```"])
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        found = RLM("question -> reasoning: dspy.Reasoning, answer")(question="?")
+    assert (str(found.reasoning), found.answer) == ("because", "So it is.")

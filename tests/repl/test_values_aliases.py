@@ -1,4 +1,4 @@
-"""Models that JSON has under other names than Python cross as others do."""
+"""Models with aliases, and with more fields than their class names, cross as others do."""
 
 from __future__ import annotations
 
@@ -65,3 +65,31 @@ def test_a_model_with_aliases_can_be_submitted_and_asked_about(factory: Any) -> 
     assert (prediction.seen, prediction.asked) == ([1, 2], ["one", "one"])
     assert [prediction.same, prediction.inside, prediction.optional] == [RENAMED, {"a": [RENAMED]}, RENAMED]
     assert prediction.by_alias == Renamed(fooBar=3)
+
+
+class Open(BaseModel):
+    """A model that takes any field besides its own."""
+
+    model_config = ConfigDict(extra="allow")
+    known: int
+    more: Open | None = None
+
+
+@pytest.mark.parametrize("factory", [PythonInterpreter, LocalPythonInterpreter])
+def test_what_a_model_took_besides_its_fields_crosses(factory: Any) -> None:
+    class Tell(dspy.Signature):
+        """Tell what is there."""
+
+        x: Open = dspy.InputField()
+        seen: list[int] = dspy.OutputField()
+        same: Open = dspy.OutputField()
+        nested: list[Open] = dspy.OutputField()
+
+    given = Open.model_validate({"known": 1, "other": 2, "more": {"known": 3, "deep": 4}})
+    code = "SUBMIT(seen=[x.other, x.more.deep], same=x, nested=[x.more, {'known': 5, 'free': 6}])"
+    with dspy.context(lm=ScriptedLM(act=[block(code)])):
+        prediction = RLM(Tell, interpreter_factory=factory, max_iters=1)(x=given)
+    assert prediction.stop == "submitted", prediction.trajectory[0]["output"]
+    assert prediction.seen == [2, 4]
+    assert prediction.same.model_dump() == given.model_dump()
+    assert [each.model_extra for each in prediction.nested] == [{"deep": 4}, {"free": 6}]

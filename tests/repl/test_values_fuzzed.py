@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rlm_dspy.inputs import Record, Row
 from rlm_dspy.interpreters import PythonInterpreter
-from rlm_dspy.repl.value_codec import Media, described, sent, taken
+from rlm_dspy.repl.stand_ins import described
+from rlm_dspy.repl.value_codec import Media, sent, taken
 from tests.crossing import OLD, Color, Level, Point, Tag, answer
 
 SCALARS = st.one_of(

@@ -67,6 +67,8 @@ FACTS: list[tuple[str, Any, str, Any]] = [
     ("an int enum is an int", Level.HIGH, "[x + 1, x.name]", [3, "HIGH"]),
     ("a str enum is a str", Tag.NEW, "[x == 'new', x.upper(), x.name]", [True, "NEW", "NEW"]),
     ("a prediction has attributes", dspy.Prediction(a=1, b="c"), "[x.a, x['b']]", [1, "c"]),
+    ("a reasoning is a text", dspy.Reasoning(content="why"), "[x.upper(), x + '?', x[0]]", ["WHY", "why?", "w"]),
+    ("a reasoning inside too", [dspy.Reasoning(content="why")], "x[0].upper()", "WHY"),
     ("a history has messages", dspy.History(messages=[{"q": "a"}]), "x.messages[0]['q']", "a"),
     ("a text inside", {"a": {"b": [Text("long")]}}, "x['a']['b'][0].upper()", "LONG"),
     ("a text in a tuple", (Text("long"), 1), "x[0].upper()", "LONG"),
@@ -143,3 +145,29 @@ def test_an_input_that_cannot_enter_a_process_is_refused_with_what_to_pass(value
     """The reason of pickle alone says nothing to do."""
     with pytest.raises(dspy.CodeInterpreterError, match=r"cannot enter .*; pass plain data, such as a list"):
         run(PythonInterpreter, "SUBMIT(answer=1)", {"x": value})
+
+
+class Mine(dict[str, Any]):
+    """A dict of the host's own class, as YAML readers return."""
+
+
+class Piece(str):
+    """A str of the host's own class, as readers of HTML return."""
+
+    __slots__ = ()
+
+
+class Items(list[Any]):
+    """A list of the host's own class."""
+
+
+class Count(int):
+    """An int of the host's own class."""
+
+
+@every_interpreter
+def test_what_a_class_of_the_hosts_extends_enters_in_its_place(factory: Any) -> None:
+    """A value of a class that the worker does not have, at any depth."""
+    given = Mine(a=Items([Piece("text"), Count(3)]), b={Piece("key"): [Piece("x")]})
+    expected = [{"a": ["text", 3], "b": {"key": ["x"]}}, "TEXT", 4]
+    assert answer(factory, "[x, x['a'][0].upper(), x['a'][1] + 1]", x=given) == expected

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.interpreters import PythonInterpreter
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.crossing import CLAIM, Claim, Color, Pair, Part, Point, every_interpreter, run
 from tests.playing import block
@@ -171,3 +173,52 @@ def test_a_child_has_the_objects_of_its_parent() -> None:
     )
     prediction = run(PythonInterpreter, "", {"x": [CLAIM], "p": Pair("a", 2)}, lm=lm)
     assert prediction.answer == ["tides rise", 1, 2]
+
+
+class Kind(enum.Enum):
+    """A kind of record."""
+
+    LETTER = "letter"
+
+
+TAKEN = [
+    (dt.date, "datetime.date(2025, 3, 14)", dt.date(2025, 3, 14)),
+    (Annotated[dt.date, "the day"], "'2025-03-14'", dt.date(2025, 3, 14)),
+    (list[dt.time], "[datetime.time(9, 30)]", [dt.time(9, 30)]),
+    (dict[str, dt.timedelta], "{'a': datetime.timedelta(1)}", {"a": dt.timedelta(1)}),
+    (bytes, r"b'\xff'", b"\xff"),
+    (Annotated[Kind, "the kind"], "'letter'", Kind.LETTER),
+    (Annotated[tuple[int, int], "from, to"], "[1, 2]", (1, 2)),
+    (Annotated[set[int], "pages"], "[1, 2]", {1, 2}),
+    (set[int], "{1, 2}", {1, 2}),
+    (Annotated[Path, "where"], "'a/b'", Path("a/b")),
+]
+
+
+@pytest.mark.parametrize("factory", [PythonInterpreter, LocalPythonInterpreter])
+@pytest.mark.parametrize(("kind", "given", "taken"), TAKEN)
+def test_a_tool_takes_a_value_of_the_type_that_its_parameter_has(
+    factory: Any, kind: Any, given: str, taken: Any
+) -> None:
+    """Also where JSON has no such value."""
+    seen: list[Any] = []
+
+    def look(value: Any) -> None:
+        """Look."""
+        seen.append(value)
+
+    look.__annotations__["value"] = kind
+    code = f"import datetime\nlook({given})\nSUBMIT(a='done')"
+    with dspy.context(lm=ScriptedLM(act=[block(code)]), interpreter_factory=factory):
+        RLM("q -> a", tools=[look])(q="?")
+    assert seen == [taken]
+
+
+def test_a_tool_says_which_type_it_expects_in_place_of_a_date() -> None:
+    def look(value: int) -> None:
+        """Look."""
+
+    code = "import datetime\ntry:\n    look(datetime.date.min)\nexcept ValueError as e:\n    SUBMIT(a=str(e))"
+    with dspy.context(lm=ScriptedLM(act=[block(code)])):
+        found = RLM("q -> a", tools=[look])(q="?")
+    assert found.a.startswith("look: value: expected int, got date")

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+from pydantic import BaseModel, model_validator
 
 from rlm_dspy import RLM
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.testing import ScriptedLM
 from tests.crossing import every_interpreter, signature
 from tests.playing import block
@@ -90,3 +92,24 @@ def test_what_has_a_usual_text_is_submitted_as_that(factory: Any, value: str, te
 def test_code_is_told_what_to_pass_instead(value: str, instead: str) -> None:
     """`str(...)` of a function or an iterator is no answer."""
     assert instead in refusal(dspy.LocalInterpreter, f"SUBMIT(answer={value})", Any)
+
+
+class Span(BaseModel):
+    """A model whose fields have to fit each other."""
+
+    begin: int
+    end: int
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Span:
+        if self.end < self.begin:
+            raise ValueError("end is before begin")
+        return self
+
+
+@pytest.mark.parametrize("kind", [Span, Span | None, dict[str, Span]])
+def test_what_a_validator_of_a_whole_model_says_is_told(kind: Any) -> None:
+    """Without it, a model that wrote each field well could not know what to correct."""
+    wrong: Any = {"begin": 2, "end": 1}
+    with pytest.raises(ValueError, match="end is before begin"):
+        read_value({"a": wrong} if kind == dict[str, Span] else wrong, kind)

@@ -341,6 +341,29 @@ def test_an_output_that_two_modules_have_must_be_named() -> None:
     dspy.streamify(program, stream_listeners=[listener])
 
 
+@pytest.mark.parametrize("field", ["code", "reasoning", "answer"])
+@pytest.mark.parametrize("named", [lambda rlm: rlm, lambda rlm: rlm.act], ids=["the module", "its predictor"])
+def test_a_listener_may_name_an_rlm_or_its_act(named: Any, field: str) -> None:
+    """Either may be named for each field, and neither needs a `predict_name`."""
+    program = Program()
+    program.other = rlm()
+    listener = listen(field, predict=named(program.other))
+    dspy.streamify(program, stream_listeners=[listener])
+    assert listener.predict is (program.other if field == "answer" else program.other.act)
+    assert listener.predict_name == ("other" if field == "answer" else "other.act")
+    with pytest.raises(ValueError, match=r"no output field 'anwser'. Name one of \['answer'\], or code or"):
+        dspy.streamify(program, stream_listeners=[listen("anwser", predict=named(program.other))])
+
+
+def test_the_turns_of_an_rlm_that_is_named_alone_are_heard() -> None:
+    program = rlm()
+    with dspy.context(lm=ScriptedLM(act=[block("SUBMIT(answer=str(len(context)))")])):
+        stream = dspy.streamify(program, stream_listeners=[listen("code", predict=program)], async_streaming=False)
+        heard = [item for item in stream(context="a b") if isinstance(item, Response)]
+    assert {item.predict_name for item in heard} == {"act"}
+    assert "".join(item.chunk for item in heard) == "SUBMIT(answer=str(len(context)))"
+
+
 def test_an_output_of_an_rlm_comes_before_those_of_its_subs() -> None:
     program = rlm(subs={"ask": "question -> answer"})
     listener = listen("answer")

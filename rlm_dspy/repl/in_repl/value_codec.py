@@ -278,7 +278,8 @@ def _rlm_fields(value):
     """Return kind, name and fields of an object that has fields; None of any other."""
     kind = type(value)
     if isinstance(getattr(kind, "model_fields", None), dict) and not _rlm_is_media(value):
-        return "model", kind.__name__, {name: getattr(value, name) for name in kind.model_fields}
+        fields = {name: getattr(value, name) for name in kind.model_fields}
+        return "model", kind.__name__, {**fields, **(value.model_extra or {})}
     if _rlm_dataclasses.is_dataclass(kind):
         fields = _rlm_dataclasses.fields(value)
         return "dataclass", kind.__name__, {field.name: getattr(value, field.name) for field in fields}
