@@ -415,3 +415,17 @@ def test_a_deleted_working_directory_is_left_for_the_folder_of_the_session() -> 
         assert repl.execute("os.getcwd()") == f"{here}/inner"
         repl.execute("os.rmdir('../inner')")
         assert repl.execute("open('f.txt', 'w').close(); os.getcwd()") == here
+
+
+def test_a_tool_whose_error_has_no_message_is_answered() -> None:
+    """Without an answer the cell would wait for ever."""
+
+    class Mute(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def tool() -> None:
+        raise Mute
+
+    with light({"tool": tool}, cell_limits=CellLimits(seconds=20)) as repl, pytest.raises(CellError, match="Mute"):
+        repl.execute("tool()")
