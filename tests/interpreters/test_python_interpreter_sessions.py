@@ -429,3 +429,11 @@ def test_a_tool_whose_error_has_no_message_is_answered() -> None:
 
     with light({"tool": tool}, cell_limits=CellLimits(seconds=20)) as repl, pytest.raises(CellError, match="Mute"):
         repl.execute("tool()")
+
+
+def test_changed_builtins_are_those_of_cells_alone() -> None:
+    """The worker, which runs the cells, keeps Python's."""
+    with light() as repl:
+        repl.execute("import builtins\nreal = len\nbuiltins.len = lambda _: 42\nbuiltins.isinstance = None")
+        assert repl.execute("print(len('abc'))") == "42"
+        assert repl.execute("builtins.len = real\nlen('abc')") == 3
