@@ -437,3 +437,10 @@ def test_changed_builtins_are_those_of_cells_alone() -> None:
         repl.execute("import builtins\nreal = len\nbuiltins.len = lambda _: 42\nbuiltins.isinstance = None")
         assert repl.execute("print(len('abc'))") == "42"
         assert repl.execute("builtins.len = real\nlen('abc')") == 3
+
+
+def test_code_imports_a_module_that_it_wrote() -> None:
+    """One of the name of a standard module does not take its place."""
+    with light() as repl:
+        repl.execute("open('own_module.py', 'w').write('FACT = 5')\nopen('colorsys.py', 'w').write('1 / 0')")
+        assert repl.execute("import colorsys, own_module\nown_module.FACT") == 5
