@@ -21,7 +21,10 @@ def described(tools: Mapping[str, Callable[..., Any]]) -> list[Tool]:
 
 
 def message(error: Exception) -> str:
-    """Return the message of an error; for a KeyError the key itself."""
+    """Return the message of an error; for a KeyError the key itself, empty if the error cannot say it."""
     if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
         return error.args[0]
-    return str(error)
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 (a tool's own class; without an answer the cell would wait for ever)
+        return ""

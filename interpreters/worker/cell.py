@@ -123,7 +123,10 @@ class Cells:
     def __init__(self) -> None:
         self.module = types.ModuleType("__main__")
         self.namespace: dict[str, Any] = vars(self.module)
-        self.namespace["__builtins__"] = _cell_builtins()
+        self.builtins = types.ModuleType("builtins")
+        """The builtins of the cells alone: what a cell changes there leaves other modules as they are."""
+        vars(self.builtins).update(_cell_builtins())
+        self.namespace["__builtins__"] = vars(self.builtins)
         self._functions: dict[str, Callable[..., Any]] = {}
         self._hook: Callable[[Mapping[str, Any]], str] | None = None
         self.packed: Callable[[Any], Any] = _as_it_is

@@ -209,8 +209,9 @@ def _kill_group(group: int) -> None:
 
 
 def _settle(scratch: str) -> None:
-    """Point code to its own scratch folder for temporary files, and give it random numbers of its own."""
+    """Point code to its own scratch folder for its files and modules, and give it random numbers of its own."""
     os.environ.update(HOME=scratch, TMPDIR=scratch)
+    sys.path.append(scratch)  # the last: a file of the name of a module does not take its place
     sys.modules["tempfile"].tempdir = scratch  # type: ignore[attr-defined]
     numpy = sys.modules.get("numpy")
     if numpy is not None:

@@ -75,7 +75,7 @@ class Worker:
         self._folder = os.getcwd()  # noqa: PTH109 (faster, and done before each cell)
         self._tools: dict[str, Callable[..., Any]] = {}
         self._pool: ThreadPoolExecutor | None = None
-        sys.modules["__main__"] = self._cells.module
+        sys.modules.update({"__main__": self._cells.module, "builtins": self._cells.builtins})
         sys.stdin = io.StringIO()
         sys.__stdout__ = sys.__stderr__ = self._output  # type: ignore[misc, assignment]
         threading.excepthook = self._thread_raised

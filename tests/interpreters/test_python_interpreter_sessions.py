@@ -415,3 +415,32 @@ def test_a_deleted_working_directory_is_left_for_the_folder_of_the_session() -> 
         assert repl.execute("os.getcwd()") == f"{here}/inner"
         repl.execute("os.rmdir('../inner')")
         assert repl.execute("open('f.txt', 'w').close(); os.getcwd()") == here
+
+
+def test_a_tool_whose_error_has_no_message_is_answered() -> None:
+    """Without an answer the cell would wait for ever."""
+
+    class Mute(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def tool() -> None:
+        raise Mute
+
+    with light({"tool": tool}, cell_limits=CellLimits(seconds=20)) as repl, pytest.raises(CellError, match="Mute"):
+        repl.execute("tool()")
+
+
+def test_changed_builtins_are_those_of_cells_alone() -> None:
+    """The worker, which runs the cells, keeps Python's."""
+    with light() as repl:
+        repl.execute("import builtins\nreal = len\nbuiltins.len = lambda _: 42\nbuiltins.isinstance = None")
+        assert repl.execute("print(len('abc'))") == "42"
+        assert repl.execute("builtins.len = real\nlen('abc')") == 3
+
+
+def test_code_imports_a_module_that_it_wrote() -> None:
+    """One of the name of a standard module does not take its place."""
+    with light() as repl:
+        repl.execute("open('own_module.py', 'w').write('FACT = 5')\nopen('colorsys.py', 'w').write('1 / 0')")
+        assert repl.execute("import colorsys, own_module\nown_module.FACT") == 5
