@@ -104,7 +104,7 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
         cache: Whether a successful sub-call answers identical later ones: within a run and its children;
             with a `SubCallCache` also across runs; with False never.
         refuse_blind_submit: Refuse a SUBMIT once if no code has used an input yet and the model was not shown an
-            input whole. An answer that the call writes out needs code that printed something or asked a model.
+            input whole. An answer that the call writes out needs a turn before it that printed or asked a model.
         grounding: How the answer is to rest on the inputs; see `rlm_dspy.grounding.Grounding`.
         compute: One plain call for short inputs, votes, a cheap LM first; see `rlm_dspy.compute.Compute`.
         on_code: Called with the code of each turn before it runs, also those of children: None lets it run, a
