@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 from pydantic import BaseModel, ConfigDict
@@ -80,8 +80,9 @@ class Variable(BaseModel):
     """A short value itself; for a longer one its size, beginning and end, which are not a Python literal."""
     long: bool = False
     """Whether only a part of the value is shown."""
-    rows: bool = False
-    """Whether it is a long text of the rows of a table, of lines of one form, or of records; not shown."""
+    form: Literal["", "rows", "entries"] = ""
+    """What a long text consists of, if it is that: rows of a table, lines of one form, or records; or else entries
+    of a log, lines that begin with the same marks. Not shown."""
     media: bool = False
     """Whether the REPL holds only a handle for it."""
     note: str = ""

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 _MAX_DESCRIPTION_CHARS = 300
 _BEGINNING_CHARS = 5_000
-"""What of a text is read to see whether it consists of rows: more than `consists_of_rows` looks at."""
+"""What of a text is read to see whether it consists of rows or entries: more than these functions look at."""
 _consists_of_rows: Callable[[str], bool] = rows.consists_of_rows
+_consists_of_entries: Callable[[str], bool] = rows.consists_of_entries
 _FIND_PASSAGES = (
     "- find_passages(text: str, words: str, count=5) -> list[str]  # the parts of a text that match words best"
 )
@@ -73,7 +74,8 @@ def _described(name: str, value: Any, note: str) -> Variable:
     if not variable.long or not isinstance(value, str | Text):
         return variable
     text = value if isinstance(value, str) else value.beginning(_BEGINNING_CHARS)
-    return variable.model_copy(update={"rows": _consists_of_rows(text)})
+    form = "rows" if _consists_of_rows(text) else "entries" if _consists_of_entries(text) else ""
+    return variable.model_copy(update={"form": form})
 
 
 @functools.lru_cache(maxsize=256)

@@ -46,21 +46,22 @@ def demos_for_run(act: dspy.Predict, here: Environment, count: int | None) -> li
 def _for_such_inputs(demos: list[dict[str, Any]], here: Environment) -> list[dict[str, Any]]:
     """Return the demos without those whose long inputs are of other types: code for a text does not fit a table.
 
-    Texts of rows and other texts are two types, if there are demos of both. All demos if none is left.
+    Texts of rows, texts of entries and others are types of their own, if there are demos over such a text. All
+    demos if none is left.
     """
     shown = [None if is_labeled(demo) else Environment.of(demo["environment"]) for demo in demos]
-    for with_rows in (True, False):
-        wanted = _long_inputs(here, with_rows)
-        inputs = [set() if each is None else _long_inputs(each, with_rows) for each in shown]
+    for with_form in (True, False):
+        wanted = _long_inputs(here, with_form)
+        inputs = [set() if each is None else _long_inputs(each, with_form) for each in shown]
         if any(each & wanted for each in inputs):
             break
     fitting = [demo for demo, each in zip(demos, inputs, strict=True) if not (each and wanted) or each & wanted]
     return fitting or demos
 
 
-def _long_inputs(environment: Environment, with_rows: bool) -> set[tuple[str, bool]]:
-    """Return the types of the long inputs, and of each whether it consists of rows, if that is to be told."""
-    return {(variable.type, with_rows and variable.rows) for variable in environment.variables if variable.long}
+def _long_inputs(environment: Environment, with_form: bool) -> set[tuple[str, str]]:
+    """Return the types of the long inputs, and of each what it consists of, if that is to be told."""
+    return {(each.type, with_form * each.form) for each in environment.variables if each.long}
 
 
 def _nearest(demos: list[dict[str, Any]], here: Environment, count: int) -> list[dict[str, Any]]:

@@ -39,11 +39,11 @@ QUESTIONS = [
 
 
 def environment(
-    question: str, context: str = "short", *, long: bool = False, kind: str = "str", rows: bool = False
+    question: str, context: str = "short", *, long: bool = False, kind: str = "str", form: str = ""
 ) -> Environment:
     """Return the first message of a run."""
     variables = [
-        {"name": "context", "type": kind, "value": context, "long": long, "rows": rows},
+        {"name": "context", "type": kind, "value": context, "long": long, "form": form},
         {"name": "question", "type": "str", "value": repr(question)},
     ]
     outputs = [{"name": "answer", "type": "str"}]
@@ -123,32 +123,40 @@ def test_demos_whose_long_inputs_are_of_other_types_are_left_out_if_others_are_n
     assert found == (None if expected is None else [MIXED[at] for at in expected])
 
 
-def test_texts_of_rows_and_other_texts_show_demos_of_their_own_if_there_are_both() -> None:
-    pool = [*MIXED, demo("How many?", long=True, rows=True)]
+def test_texts_of_rows_of_entries_and_others_show_demos_of_their_own_if_there_are_some() -> None:
+    of_rows, of_entries = (demo("How many?", long=True, form=form) for form in ("rows", "entries"))
     act = RLM(ASK, policy=None).act
-    cases = [(pool, False, [0, 3]), (pool, True, [4]), (MIXED, True, [0, 3]), (pool[4:], False, [0])]
-    for demos, rows, expected in cases:
+    cases: list[tuple[list[dict[str, Any]], list[tuple[str, list[int]]]]] = [
+        ([*MIXED, of_rows, of_entries], [("", [0, 3]), ("rows", [4]), ("entries", [5])]),
+        ([*MIXED, of_rows], [("", [0, 3]), ("rows", [4]), ("entries", [0, 3, 4])]),
+        (MIXED, [("rows", [0, 3]), ("entries", [0, 3])]),
+        ([of_rows, of_entries], [("", [0, 1])]),
+    ]
+    for demos, runs in cases:
         act.demos = demos
-        found = demos_for_run(act, environment("How many?", long=True, rows=rows), 9)
-        assert found == [demos[at] for at in expected]
+        for form, expected in runs:
+            found = demos_for_run(act, environment("How many?", long=True, form=form), 9)
+            assert found == [demos[at] for at in expected], (form, len(demos))
 
 
-def test_a_run_over_a_table_in_a_text_shows_the_demos_of_rows(tmp_path: Path) -> None:
+def test_a_run_over_a_table_or_a_log_in_a_text_shows_the_demos_of_such_texts(tmp_path: Path) -> None:
     """Whether the text is given as it is, in a file or in a large one."""
     table = "name,age\n" + "\n".join(f"n{number},{number}" for number in range(99))
     path, large = tmp_path / "a.csv", tmp_path / "b.csv"
     path.write_text(table, encoding="utf-8")
     large.write_text("name,age\n" + f"{'n' * 50},7\n" * 200_000, encoding="utf-8")
     rlm = RLM(ASK, policy=None)
-    codes = {rows: f"SUBMIT(answer='{rows}')" for rows in (True, False)}
-    rlm.act.demos = [demo("How many?", code, long=True, rows=rows) for rows, code in codes.items()]
-    contexts = [(table, True), (Text.open(path), True), (Text.open(large), True), ("It rained. " * 99, False)]
+    codes = {form: f"SUBMIT(answer='{form}')" for form in ("rows", "entries", "")}
+    rlm.act.demos = [demo("How many?", code, long=True, form=form) for form, code in codes.items()]
+    log = "\n".join(f"[{number}:30] {'It rained. ' * (number % 7)}" for number in range(99))
+    contexts = [(table, "rows"), (Text.open(path), "rows"), (Text.open(large), "rows"), (log, "entries")]
+    contexts += [("It rained. " * 99, "")]
     for context, seen in contexts:
         lm = ScriptedLM([block("SUBMIT(answer=context[:1])")])
         with dspy.context(lm=lm):
             rlm(context=context, question="How many?")
         prompt = "".join(message["content"] for message in lm.script.calls[0])
-        assert [code in prompt for code in codes.values()] == [seen, not seen]
+        assert [code in prompt for code in codes.values()] == [form == seen for form in codes]
 
 
 def test_a_run_with_small_inputs_shows_demos_of_all_types() -> None:

@@ -116,11 +116,30 @@ def test_a_table_and_a_list_of_records_consist_of_rows(form: str) -> None:
     assert rows.consists_of_rows("The wells of the county\n\n" + between.join(map(write, WELLS)))  # type: ignore[no-untyped-call]
 
 
+SAID = (
+    "the pump of the east wing stands still",
+    "nobody came",
+    "Tea, sugar and a rope (20 m) were brought by boat",
+    "who has seen my coat? It hung in the hall",
+    "rain until noon; then fog",
+)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["[2024-05-{0:02} 06:1{1}] {2}", "{0} May 1924 | Bex | {2}.", "({0} May) Tam [hall]: {2}", "{0}:1{1}: {2}"],
+)
+def test_a_log_consists_of_entries_whatever_they_say(form: str) -> None:
+    entries = (form.format(10 + at, at % 9, SAID[at % 5]) for at in range(20))
+    assert rows.consists_of_entries("The log of the house\n\n" + "\n".join(entries))  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", "experiment/articles.md", "rlm_dspy/loop/rlm.py"])
-def test_prose_and_code_do_not_consist_of_rows(name: str) -> None:
+def test_prose_and_code_consist_of_neither_rows_nor_entries(name: str) -> None:
     text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
     for part in (text, text[:300], "", "one line", "x" * 9_000):
         assert not rows.consists_of_rows(part)  # type: ignore[no-untyped-call]
+        assert not rows.consists_of_entries(part)  # type: ignore[no-untyped-call]
 
 
 PROSE = """\

@@ -41,6 +41,11 @@ _RLM_HEAD_CHARS = 4_000
 _RLM_ROW_CHARS = 2_000
 """The maximum length of a row there."""
 _RLM_ROWS_SHARE = 0.8
+_RLM_FORM_MARK = _rlm_re.compile(r"\d+|[^\w\s]")
+_RLM_FORM = 4
+"""How many numbers and marks tell the form of a line."""
+_RLM_FORM_CHARS = 80
+"""The maximum length of what they stand in."""
 _RLM_NAME_CHARS = 40
 """The maximum length of the name of a column."""
 _RLM_HEADING = _rlm_re.compile(r"#{1,6} [^\n]*\n[ \t\r]*\n(?=[^\n])")
@@ -71,6 +76,25 @@ def consists_of_rows(text):
         else:
             rows += line[1] - line[0]
     return rows > _RLM_ROWS_SHARE * (rows + others)
+
+
+def consists_of_entries(text):
+    """Return whether most lines at the beginning of a text are entries of a log: all begin with the same marks.
+
+    What they say may be anything. The host asks this about inputs that do not consist of rows.
+    """
+    lines = text[:_RLM_HEAD_CHARS].split("\n")[: -1 if len(text) > _RLM_HEAD_CHARS else None]
+    forms = _RlmCounter()
+    for line in lines:
+        forms[_rlm_form(line)] += len(line)
+    return max((length for form, length in forms.items() if form), default=0) > _RLM_ROWS_SHARE * forms.total()
+
+
+def _rlm_form(line):
+    """Return the numbers and marks with which an entry of a log begins, all numbers as one; of prose, nothing."""
+    marks = _RLM_FORM_MARK.findall(line[:_RLM_FORM_CHARS])[:_RLM_FORM]
+    form = tuple("0" if mark.isdigit() else mark for mark in marks)
+    return form if len(form) == _RLM_FORM and "0" in form else ()
 
 
 def _rlm_unit(text, line, chars, known):
