@@ -2,6 +2,7 @@
 
     uv run --extra embedded python experiment/study/optimize.py policies     # none, the old one, the shipped one
     uv run --extra embedded python experiment/study/optimize.py candidates   # a new one, on development questions
+    uv run --extra embedded python experiment/study/optimize.py kinds        # a policy for each kind of question
     uv run --extra embedded python experiment/study/optimize.py own-teacher  # demos from runs of the model itself
     uv run --extra embedded python experiment/study/optimize.py reflection   # GEPA and MIPROv2, all with the 0.5B
     uv run --extra embedded python experiment/study/optimize.py dspy.RLM     # the same model, budget and questions
@@ -22,17 +23,19 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import dspy
 import row_file
+import starter
 import typer
-from families import FamilyTask, make
+from families import FamilyTask
 from optimize_report import REPORT, RESULTS, compiled_file, plot, report, rows
-from wordings import WORDINGS, Wording
+from study_questions import KINDS, questions
+from wordings import WORDINGS
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.embedded.engine import embedded_lm
@@ -40,15 +43,13 @@ from rlm_dspy.optimize import TrajectoryFewShot, compact, upstream, with_feedbac
 
 if TYPE_CHECKING:
     from family_words import Split
+    from starter_parts import Kind
 
 Models = Callable[[str, "int | None"], dspy.BaseLM]
 """Gives a model by its name and a seed; with a seed its replies are kept in DSPy's cache."""
 SIGNATURE = "context, question -> answer: str"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500, max_llm_calls=16)
 REPLY_TOKENS = 450
-KINDS = {"fact": ("needle", "table"), "count": ("count",), "list": ("needles",), "comparison": ("compare",)}
-FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, "final": 2_000}
-CHARS: dict[Split, int] = {"train": 20_000, "dev": 20_000, "final": 100_000}
 TRAIN, DEV, DEMOS = 12, 4, 4
 LARGE, SMALL = "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b"
 FILES = Path(__file__).with_name("policies")
@@ -64,35 +65,6 @@ POLICIES: dict[str, str | Path | None] = {
 
 SHIPPED = ("before", "shipped") if POLICY_FILE.read_bytes() != BEFORE.read_bytes() else ("shipped",)
 """The policy that was shipped when the study began, if it is another now, and the one that is."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of the study.
-
-    Attributes:
-        number: Its place; the same number is the same text and the same answer in every wording.
-        kind: A name of `KINDS`.
-        wording: How it is asked.
-        task: The text, the question and the answer.
-    """
-
-    number: int
-    kind: str
-    wording: Wording
-    task: FamilyTask
-
-
-def questions(split: Split, count: int, rounds: int = 1) -> Iterator[Question]:
-    """Yield `count` questions in each round, another wording of each in another round."""
-    kinds = list(KINDS)
-    for turn in range(rounds):
-        for number in range(count):
-            kind, of_kind = kinds[number % len(kinds)], number // len(kinds)
-            family = KINDS[kind][of_kind % len(KINDS[kind])]
-            wording = WORDINGS[(of_kind + turn) % len(WORDINGS)]
-            task = make(family, FIRST_SEED[split] + number, CHARS[split], split, wording)
-            yield Question(number, kind, wording, task)
 
 
 def ours(policy: str | Path | None) -> RLM:
@@ -216,7 +188,7 @@ class Condition:
     Attributes:
         engine: Whose RLM.
         model: The model of turns, sub-calls, and of the optimizer: its teacher, prompt and reflection model.
-        policy: What it starts from, a name of `POLICIES`.
+        policy: What it starts from: a name of `POLICIES`, or `only` and a kind.
         optimizer: What compiles it.
     """
 
@@ -229,6 +201,11 @@ class Condition:
     def name(self) -> str:
         """Its optimizer, else its policy."""
         return self.policy if self.optimizer == "none" else self.optimizer
+
+    @property
+    def kind(self) -> Kind | None:
+        """The only kind of questions that its policy has runs for and that it is asked, if it is of one kind."""
+        return next((kind for kind in KINDS if self.policy == f"only {kind}"), None)
 
     @property
     def file(self) -> Path:
@@ -265,6 +242,7 @@ PARTS = {
     "policies": Part(
         tuple(Condition("ours", LARGE, name, "none") for name in ("none", *SHIPPED)), 40, len(WORDINGS)
     ),
+    "kinds": Part(tuple(Condition("ours", LARGE, f"only {kind}", "none") for kind in KINDS), 40),
     "own-teacher": Part(
         tuple(
             Condition("ours", LARGE, "none", name)
@@ -283,9 +261,18 @@ PARTS = {
 """By name. The first 20 and 40 questions are the same in all parts, in the same wordings."""
 
 
+def start_program(condition: Condition) -> Any:
+    """Return the program that a condition starts from: a policy of one kind has those runs of the shipped one."""
+    if condition.kind is None:
+        return ENGINES[condition.engine](POLICIES[condition.policy])
+    program = ours(None)
+    program.load_state(starter.program(condition.kind).dump_state())
+    return program
+
+
 def compiled(condition: Condition, models: Models) -> Any:
     """Return the program of a condition; from disk if it is there. What compiling it took is written beside it."""
-    program = ENGINES[condition.engine](POLICIES[condition.policy])
+    program = start_program(condition)
     if condition.optimizer == "none":
         return program
     cost_file = condition.file.with_suffix(".cost.json")
@@ -340,6 +327,8 @@ def run(part: Part, count: int, models: Models, kind: str = "") -> None:
         if kind not in question.kind:
             continue
         for condition, program in programs:
+            if condition.kind not in (None, question.kind):
+                continue
             row: row_file.Row = {"condition": asdict(condition), "split": part.split, "number": question.number}
             row |= {"kind": question.kind, "wording": question.wording, "gold": question.task.answer[:200]}
             if not _done(row):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import dspy
 import pandas as pd
@@ -26,19 +26,23 @@ from starter_parts import (
     ASK_ALL_WORDS,
     GROUP,
     SUM,
+    Kind,
     Run,
     chosen,
     folder,
     over_records,
     over_text,
 )
-from starter_rows import ROWS_RUNS
+from starter_rows import ENTRIES_RUNS, ROWS_RUNS
 
 from rlm_dspy import RLM, Limits, Table
 from rlm_dspy.optimize import save_policy
 from rlm_dspy.optimize.demos import from_run
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.testing import ScriptedLM
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SIGNATURE = "context, question -> answer: str"
 CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
@@ -89,6 +93,7 @@ FARES = Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(
 
 RUNS = (
     over_text(
+        "list",
         letters("Mika rowed in May.", "Tove and Ravi joined the crew in June."),
         "Which people joined the crew? Name all.",
         "Tove, Ravi",
@@ -98,6 +103,7 @@ RUNS = (
         words_and_code=(ASK_ALL_WORDS, ASK_ALL),
     ),
     over_records(
+        "count",
         SHIFTS,
         "How often was Orla late?",
         "15",
@@ -106,6 +112,7 @@ RUNS = (
         "The count is 15.",
     ),
     over_text(
+        "fact",
         letters("", "The mill in Aldo was built in 1901 by Ines Roth."),
         "Who built the mill in Aldo?",
         "Ines Roth",
@@ -114,6 +121,7 @@ RUNS = (
         ("Ines Roth",),
     ),
     over_records(
+        "list",
         letters(),
         "Give the titles of the letters that were sent from 2000 to 2002.",
         "Two Roads, On the Lake",
@@ -122,6 +130,7 @@ RUNS = (
         "Two are left.",
     ),
     over_text(
+        "comparison",
         letters("The mill in Teal dates from 1887.", "In Aldo the mill was built in 1901."),
         "Which of the two mills is older, that in Aldo or that in Teal?",
         "Teal",
@@ -131,6 +140,7 @@ RUNS = (
         ("The older one has the earlier year.", chosen("min", "years", Aldo=1901, Teal=1887)),
     ),
     over_records(
+        "list",
         boats(),
         "What is the name of the newest boat of Tam Hale?",
         "Knot",
@@ -139,6 +149,7 @@ RUNS = (
         "The newest has the latest date: Knot, 1999-01-05.",
     ),
     over_text(
+        "fact",
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
         "How many seats are there on the ferry to Sund?",
         "84",
@@ -147,6 +158,7 @@ RUNS = (
         ("84",),
     ),
     over_records(
+        "list",
         boats(),
         "Which of her boats did Ines Roth have built before 1990?",
         "Tern, Skua",
@@ -159,6 +171,7 @@ RUNS = (
         "Two are left.",
     ),
     over_text(
+        "comparison",
         letters("The ferry to Sund holds 84 people.", "", "The ferry to Hov has 120 seats."),
         "Of the ferries to Sund and Hov, whose number of seats is larger? Only the name.",
         "Hov",
@@ -168,6 +181,7 @@ RUNS = (
         ("The larger number is that of Hov.", chosen("max", "seats", Sund=84, Hov=120)),
     ),
     over_records(
+        "count",
         boats(),
         "How many boats that were built in 1991 does Bo Ek own?",
         "2",
@@ -176,6 +190,7 @@ RUNS = (
         "The count is 2.",
     ),
     over_text(
+        "fact",
         boats("The Gull carries 12 sails."),
         "How many sails does the boat Gull of Ines Roth carry?",
         "12",
@@ -184,6 +199,7 @@ RUNS = (
         ("12",),
     ),
     over_text(
+        "fact",
         folder(
             {
                 "may.txt": "The mast was painted. " * 20 + "\nThe ladder is kept behind the sauna.",
@@ -198,6 +214,7 @@ RUNS = (
         ("behind the sauna",),
     ),
     over_text(
+        "comparison",
         folder(
             {
                 "sund.md": "The sea was calm. " * 20 + "\nThe harbour in Sund opened in 1954.",
@@ -212,6 +229,7 @@ RUNS = (
         ("The older one has the earlier year.", chosen("min", "years", Sund=1954, Hov=1961)),
     ),
     over_text(
+        "fact",
         folder(
             {
                 "rules.txt": "Rowers wear vests. " * 20 + "\nA guest may stay for twelve nights.",
@@ -226,6 +244,7 @@ RUNS = (
         ("twelve",),
     ),
     Run(
+        "count",
         FARES,
         "What do the fares add up to?",
         "360",
@@ -235,6 +254,7 @@ RUNS = (
         ),
     ),
     Run(
+        "comparison",
         FARES,
         "Which line carried the most passengers?",
         "4",
@@ -246,7 +266,7 @@ RUNS = (
 )
 
 
-def demos(runs: tuple[Run, ...]) -> list[dspy.Example]:
+def demos(runs: Sequence[Run]) -> list[dspy.Example]:
     """Return the demos that these runs make.
 
     Raises:
@@ -266,20 +286,28 @@ def demos(runs: tuple[Run, ...]) -> list[dspy.Example]:
     return [from_run(run, 1.0).example for run in traced]
 
 
-def program() -> RLM:
-    """Return an RLM whose `act` has the demos of all runs: those of a kind of input are shown to runs over it."""
+def program(kind: Kind | None = None) -> RLM:
+    """Return an RLM whose `act` has the demos of all runs, or of those with a question of one kind.
+
+    The demos over a kind of input are shown to runs over it.
+    """
+    runs, *special = (
+        [run for run in each if kind in (None, run.kind)] for each in (RUNS, ROWS_RUNS, ENTRIES_RUNS)
+    )
     rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=11)
-    rlm.act.demos = [*map(over_any_text, demos(RUNS)), *demos(ROWS_RUNS)]
+    rlm.act.demos = [*map(over_any_text, demos(runs)), *(demo for each in special for demo in demos(each))]
     return rlm
 
 
 def over_any_text(demo: dspy.Example) -> dspy.Example:
     """Return a demo that runs over any text show: the shifts are rows, but code counts all lines like these."""
-    shown = (variable.model_copy(update={"rows": False}) for variable in demo.environment.variables)
+    shown = (variable.model_copy(update={"form": ""}) for variable in demo.environment.variables)
     return demo.copy(environment=demo.environment.model_copy(update={"variables": tuple(shown)}))
 
 
-def main(out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE) -> None:
+def main(
+    out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE,
+) -> None:
     """Write the policy."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     save_policy(

@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rlm_dspy import Files, Table
 
+Kind = Literal["fact", "count", "list", "comparison"]
 LAST = ("The reply answers the question.", "SUBMIT(answer=reply.strip())")
 ASK = """reply = query_passages(context, question)
 print(question, "->", reply)"""
@@ -45,6 +47,7 @@ class Run:
     """One run to show.
 
     Attributes:
+        kind: What kind of question it is; no model and no prompt sees it.
         context: The text.
         question: The question.
         answer: What the run submits.
@@ -52,6 +55,7 @@ class Run:
         read: What its sub-calls answer, in turn.
     """
 
+    kind: Kind
     context: str | Files | Table
     question: str
     answer: str
@@ -74,6 +78,7 @@ def chosen(choose: str, what: str, **found: int) -> str:
 
 
 def over_text(
+    kind: Kind,
     context: str | Files,
     question: str,
     answer: str,
@@ -86,6 +91,7 @@ def over_text(
     """Return a run over a text or a folder: sub-calls answer the questions, the last turn makes the answer.
 
     Args:
+        kind: What kind of question it is.
         context: The text or the folder.
         question: The question.
         answer: What the run submits.
@@ -98,10 +104,11 @@ def over_text(
     words, code = words_and_code or ((ASK_EACH_WORDS, ASK_EACH) if asked else (ASK_WORDS, ASK))
     listed = ", ".join(f'"{each}"' for each in asked)
     said = f"{ASKS_WORDS.format(*asks)} {words.format(asks[2])}"
-    return Run(context, question, answer, ((said, code.replace("ASKED", f"[{listed}]")), last), read)
+    return Run(kind, context, question, answer, ((said, code.replace("ASKED", f"[{listed}]")), last), read)
 
 
 def over_records(
+    kind: Kind,
     context: str,
     question: str,
     answer: str,
@@ -113,6 +120,7 @@ def over_records(
     """Return a run over records: it looks at them, filters them in code, and reads what is left.
 
     Args:
+        kind: What kind of question it is.
         context: The text.
         question: The question.
         answer: What the run submits.
@@ -129,4 +137,4 @@ def over_records(
         (f"I keep {asks[2]}: {condition}.", filtering),
         (f"It asks for {asks[0]}. {last}", f"SUBMIT(answer={json.dumps(answer)})"),
     )
-    return Run(context, question, answer, turns)
+    return Run(kind, context, question, answer, turns)

@@ -1,13 +1,15 @@
-"""The runs that start a small model over texts of rows: tables, JSON Lines, CSV.
+"""The runs that start a small model over texts of rows (tables, JSON Lines, CSV), and over the entries of logs.
 
-One value of one row is looked up as in any text; rows are counted, listed and sorted as records.
+One value of one row is looked up as in any text; rows are counted, listed and sorted as records. Entries are
+lines, which code counts and lists by the words in them. A run over entries among those over rows made a model of
+1.5B parameters list the lines of tables for facts.
 """
 
 from __future__ import annotations
 
 import json
 
-from starter_parts import chosen, over_records, over_text
+from starter_parts import LOOK, LOOK_WORDS, Run, chosen, over_records, over_text
 
 OWNERS = ("Bo Ek", "Ines Roth", "Tam Hale")
 PORTS = (
@@ -30,10 +32,25 @@ YACHTS = "\n".join(
     ["name,owner,built,length,harbour"]
     + [f"{name},{OWNERS[at % 3]},{1979 + 5 * at % 23},{8 + at},{PORTS[at]}" for at, name in enumerate(NAMES)]
 )
+SAID = (
+    ("the pump was oiled; it runs again", "upkeep"),
+    ("a boat came in late, with wet sails and no lamp", "harbour"),
+    ("paint is needed for the mast", "upkeep"),
+    ("two guests stayed for one night and left after breakfast", "house"),
+)
+WRITERS = ("Orla", "Bex", "Tam", "Ines", "Mika")
+RARE = {7: "the anchor is now kept in the shed of Ivo", 18: "a seal lay on the pier", 25: "tea is 2 euros again"}
+NOTES = "\n".join(
+    f"{1 + at} May {7 + at * 7 % 12}:30 [{mark}] {who}: {RARE.get(at, said)}"
+    for at, (who, (said, mark)) in enumerate(zip((WRITERS * 20)[::3], SAID * 8, strict=False))
+)
+LIST = """found = [each["text"] for each in records if "Tam" in each["text"] and "house" in each["text"]]
+print(question, "->", len(found), found)"""
 
 
 ROWS_RUNS = (
     over_text(
+        "fact",
         FERRIES,
         "How many seats are there on the ferry to Sund?",
         "68",
@@ -42,6 +59,7 @@ ROWS_RUNS = (
         ("68",),
     ),
     over_records(
+        "count",
         FERRIES,
         "How many ferries of Bo Ek have more than 50 seats?",
         "4",
@@ -55,6 +73,7 @@ ROWS_RUNS = (
         name="ferry to",
     ),
     over_text(
+        "fact",
         PUMPS,
         "At which place does pump P17 stand? It is for the log.",
         "Teal",
@@ -63,6 +82,7 @@ ROWS_RUNS = (
         ("Teal",),
     ),
     over_records(
+        "list",
         YACHTS,
         "Which yachts did Ines Roth have built before 1990?",
         "Loon, Auk",
@@ -76,6 +96,7 @@ ROWS_RUNS = (
         name="name",
     ),
     over_text(
+        "fact",
         YACHTS,
         "Who is the owner of the Gull?",
         "Tam Hale",
@@ -84,6 +105,7 @@ ROWS_RUNS = (
         ("Tam Hale",),
     ),
     over_records(
+        "list",
         FERRIES,
         "What is the newest ferry of Tam Hale?",
         "Kemi",
@@ -93,6 +115,7 @@ ROWS_RUNS = (
         name="ferry to",
     ),
     over_text(
+        "comparison",
         FERRIES,
         "Which ferry was built first, that to Hov or that to Moss? Only the name.",
         "Hov",
@@ -102,6 +125,7 @@ ROWS_RUNS = (
         ("The first one has the earlier year.", chosen("min", "years", Hov=1976, Moss=1978)),
     ),
     over_records(
+        "count",
         PUMPS,
         "How many pumps stand still in Aldo?",
         "2",
@@ -111,11 +135,65 @@ ROWS_RUNS = (
         name="pump",
     ),
     over_text(
+        "fact",
         YACHTS,
         "Tell me how long the Skua is.",
         "12",
         ("a length", "Lengths", "the length of the Skua"),
         [],
         ("12",),
+    ),
+)
+
+ENTRIES_RUNS = (
+    over_records(
+        "count",
+        NOTES,
+        "What is the number of notes on upkeep that Bex wrote? Only the number, please.",
+        "3",
+        ("a number of notes", "Notes", "the notes of Bex on upkeep"),
+        ("the text has Bex and upkeep", '"Bex" in each["text"] and "upkeep" in each["text"]', ""),
+        "The count is 3.",
+    ),
+    over_text(
+        "fact",
+        NOTES,
+        "Where is the anchor kept? It is for the log.",
+        "in the shed of Ivo",
+        ("a place", "Places", "the place of the anchor"),
+        [],
+        ("in the shed of Ivo",),
+    ),
+    Run(
+        "list",
+        NOTES,
+        "Name the days on which Tam wrote of the house.",
+        "20 May",
+        (
+            (LOOK_WORDS.format("days", "Notes"), LOOK),
+            (
+                "I keep the notes of Tam on the house: the text has Tam and house.",
+                LIST,
+            ),
+            ("It asks for days. One is left.", 'SUBMIT(answer="20 May")'),
+        ),
+    ),
+    over_text(
+        "fact",
+        NOTES,
+        "Who saw a seal?",
+        "Mika",
+        ("a person", "Persons", "the one who saw a seal"),
+        [],
+        ("Mika",),
+    ),
+    over_records(
+        "count",
+        NOTES,
+        "How many of the notes of Orla are on the harbour?",
+        "2",
+        ("a number of notes", "Notes", "the notes of Orla on the harbour"),
+        ("the text has Orla and harbour", '"Orla" in each["text"] and "harbour" in each["text"]', ""),
+        "The count is 2.",
     ),
 )

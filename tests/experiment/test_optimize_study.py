@@ -19,6 +19,7 @@ import optimize  # scripts of that folder are run, not installed
 import optimize_report
 import starter
 import starter_rows
+import study_questions
 from wordings import WORDINGS
 
 from rlm_dspy.signatures import read_policy
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def solver(*splits: Split) -> ScriptedLM:
     """Return a model that knows the answers of some splits, and has one idea for all instructions."""
-    known = {q.task.question: q.task.answer for split in splits for q in optimize.questions(split, 24, 3)}
+    known = {q.task.question: q.task.answer for split in splits for q in study_questions.questions(split, 24, 3)}
 
     def reply(messages: Messages) -> str:
         asked = str(messages[-1]["content"])
@@ -56,13 +57,15 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(optimize, name, value)
     starter.main(tmp_path / "candidate.json")
     monkeypatch.setitem(optimize.POLICIES, "candidate", tmp_path / "candidate.json")
-    monkeypatch.setattr(optimize, "CHARS", dict.fromkeys(optimize.CHARS, 3_000))
+    monkeypatch.setattr(study_questions, "CHARS", dict.fromkeys(study_questions.CHARS, 3_000))
     return file
 
 
 def test_an_early_end_leaves_kinds_and_wordings_balanced() -> None:
     """After any number of questions."""
-    asked = [(question.kind, question.wording) for question in optimize.questions("final", 40, len(WORDINGS))]
+    asked = [
+        (question.kind, question.wording) for question in study_questions.questions("final", 40, len(WORDINGS))
+    ]
     assert len(set(asked)) == 12
     for end in range(12, len(asked) + 1):
         kinds, wordings = (Counter(names) for names in zip(*asked[:end], strict=True))
@@ -72,7 +75,7 @@ def test_an_early_end_leaves_kinds_and_wordings_balanced() -> None:
 
 def test_each_question_is_asked_in_each_wording_with_one_answer() -> None:
     """Of the same text."""
-    asked = list(optimize.questions("final", 8, len(WORDINGS)))
+    asked = list(study_questions.questions("final", 8, len(WORDINGS)))
     for number in range(8):
         same = [question for question in asked if question.number == number]
         assert {question.wording for question in same} == set(WORDINGS)
@@ -82,7 +85,7 @@ def test_each_question_is_asked_in_each_wording_with_one_answer() -> None:
 
 def test_held_out_questions_share_no_wording_with_those_that_are_trained_on() -> None:
     """Nor with each other."""
-    asked = [{q.task.question for q in optimize.questions(s, 24, 3)} for s in optimize.FIRST_SEED]
+    asked = [{q.task.question for q in study_questions.questions(s, 24, 3)} for s in study_questions.FIRST_SEED]
     assert sum(map(len, asked)) == len(set.union(*asked)) == 3 * 72
 
 
@@ -103,8 +106,11 @@ def test_every_part_compiles_asks_and_goes_on_where_it_ended(
     lm = solver("train", chosen.split)
     optimize.run(chosen, 3, lambda _, __: lm)
     rows = optimize_report.rows()
-    assert [row["number"] for row in rows[: len(chosen.conditions)]] == [0] * len(chosen.conditions)
-    assert len(rows) == 3 * chosen.rounds * len(chosen.conditions)
+    first, *others = (
+        [each for each in chosen.conditions if each.kind in (None, kind)] for kind in study_questions.KINDS
+    )
+    assert [row["number"] for row in rows[: len(first)]] == [0] * len(first)
+    assert len(rows) == chosen.rounds * (len(first) + sum(map(len, others[:2])))
     assert all(row["right"] and row["stop"] != "failed" for row in rows), rows
     calls = len(lm.history)
     optimize.run(chosen, 3, lambda _, __: lm)
@@ -115,7 +121,8 @@ def test_every_part_compiles_asks_and_goes_on_where_it_ended(
     assert len(optimize_report.rows()) == len(rows)
     optimize_report.report(rows, tmp_path / "OPTIMIZE.md")
     written = (tmp_path / "OPTIMIZE.md").read_text()
-    assert written.count(f"| {3 * chosen.rounds} of {3 * chosen.rounds} |") >= len(chosen.conditions)
+    each = (1 if first[0].kind else 3) * chosen.rounds
+    assert written.count(f"| {each} of {each} |") >= len(first)
     assert written in capsys.readouterr().out
 
 
@@ -172,7 +179,9 @@ def test_the_bench_of_compiles_plays_its_script_to_the_end(row: str) -> None:
 
 def test_the_starters_runs_submit_what_they_printed() -> None:
     """One demo each; a run that submits anything else raises."""
-    assert len(starter.program().act.demos) == len(starter.RUNS) + len(starter_rows.ROWS_RUNS)
+    assert len(starter.program().act.demos) == sum(
+        map(len, (starter.RUNS, starter_rows.ROWS_RUNS, starter_rows.ENTRIES_RUNS))
+    )
     wrong = dataclasses.replace(starter.RUNS[0], answer="Rosa Roth")
     with pytest.raises(ValueError, match=r"Expected Rosa Roth, saw Which people .* -> Tove, Ravi"):
         starter.demos((wrong,))
