@@ -101,7 +101,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "Made by `experiment/study/articles.py` from `results/articles.jsonl`. Intervals: 95 %, Wilson.",
         "`shipped-1` to `shipped-4` are the policies that were shipped before `shipped`; the others were not.",
         "`shipped, again` has the policy of `shipped`; its code reads tables and refuses a blind SUBMIT.",
-        "Since then `shipped` has got runs over texts of rows: over the articles, the others are shown as before.",
+        "Since then `shipped` has got runs over rows and logs: over the articles, the others are shown as before.",
         "All were asked with one thread, from `shipped-2` on with other processes beside: they took longer.",
         "",
         "| model | policy | half | kind | right | share | 95 % | median seconds |",

@@ -31,7 +31,10 @@ decoding, one thread on a core of its own, with other processes on the other. Ro
 mind the intervals (Wilson). A compile that was begun again counts what its last start took. `shipped-1` and so on
 are earlier policies. `shipped-5` has the runs of `shipped` but those over texts of rows, and code that read fewer
 forms of tables; `shipped, before rows` is `shipped-5` with code that read none. `shipped, before captions` did not
-show what stands above a table to the model that reads a row; asking was broken off to change that.
+show what stands above a table to the model that reads a row; asking was broken off to change that. `candidate-4`
+has the runs of `shipped` but for one over rows: it counts entries of a log, and made the model list records for
+facts. `only comparison` and so on have those runs of `shipped` whose questions are of one kind, and answer that
+kind alone.
 """
 Answers = list[dict[str, Any]]
 
