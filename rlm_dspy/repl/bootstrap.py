@@ -37,7 +37,8 @@ def _rlm_run(source, magic, code, given):
         code = base64.b64decode(code)
     if builtins.isinstance(code, builtins.bytes):
         code = marshal.loads(code)
-    names, inside = builtins.globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
+    own = importlib.util.__builtins__  # Python's: cells may change those that they import
+    names, inside = builtins.globals(), {{'__builtins__': own, '__name__': '__main__', '_rlm_given': given}}
     inside['globals'] = lambda: names
     builtins.exec(code, inside)
     names.update({{name: inside[name] for name in ('_rlm_begin', '_rlm_show_notes', '_rlm_made', '_rlm_restore')}})

@@ -175,6 +175,15 @@ def test_code_may_shadow_and_delete_what_it_likes(factory: Any) -> None:
     assert "[[['a gist', 'a gist'], 'an answer'], 'a gist']" in answer
 
 
+def test_builtins_that_code_changes_do_not_reach_the_functions_of_the_repl() -> None:
+    """In `PythonInterpreter`, where they are those of the cells alone."""
+    change = "import builtins\nreal = len, sorted\nbuiltins.len = builtins.sorted = None"
+    use = "x = find_passages('Kera is a well.', 'Kera')\nbuiltins.len, builtins.sorted = real"
+    _, _, shown, answer = outputs(PythonInterpreter, change, use, "SHOW_VARS()", "SUBMIT(answer=x)")
+    assert "input" not in shown
+    assert "Kera is a well." in answer
+
+
 def test_an_input_that_hides_a_builtin_is_told_so(play: Play) -> None:
     """The model may want the builtin."""
     played = play(RLM("list -> answer"), [block("import builtins\nSUBMIT(answer=builtins.str(list))")], list="x")
