@@ -305,9 +305,7 @@ def over_any_text(demo: dspy.Example) -> dspy.Example:
     return demo.copy(environment=demo.environment.model_copy(update={"variables": tuple(shown)}))
 
 
-def main(
-    out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE,
-) -> None:
+def main(out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE) -> None:
     """Write the policy."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     save_policy(
