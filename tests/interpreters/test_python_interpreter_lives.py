@@ -19,16 +19,10 @@ import pytest
 from rlm_dspy.interpreters import CannotConfine
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client, servers
-from rlm_dspy.interpreters.python import PythonInterpreter
+from tests.interpreters.confined import light
 from tests.interpreters.waiting import descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
-
-NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
-
-
-def light(*args: Any, **options: Any) -> PythonInterpreter:
-    return PythonInterpreter(*args, packages=(), **options)
 
 
 def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:

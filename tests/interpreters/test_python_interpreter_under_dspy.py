@@ -10,17 +10,11 @@ import dspy
 import pytest
 from dspy.utils.dummies import DummyLM
 
-from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.local import LocalPythonInterpreter
 from rlm_dspy.interpreters.python import PythonInterpreter
+from tests.interpreters.confined import light
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
-
-NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
-
-
-def light(*args: Any, **options: Any) -> PythonInterpreter:
-    return PythonInterpreter(*args, packages=(), **options)
 
 
 @pytest.mark.parametrize("module", ["RLM", "Flex"])
